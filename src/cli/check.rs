@@ -1,0 +1,101 @@
+//! `clonefs check`, with the exit codes of fsck.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::args::CheckArgs;
+use super::failure::{Failure, Outcome};
+use super::text;
+use crate::client::{self, mount_at, mount_over};
+use crate::error::{Context, Error, Kind, Result};
+use crate::io::{Fs, HostFs};
+use crate::pool::check::{self, Report};
+
+/// Exit code for damage that was found and left as it is.
+const DAMAGED: u8 = 4;
+/// Exit code when the check could not be made.
+const NOT_CHECKED: u8 = 8;
+/// Exit code for a command line that makes no sense.
+pub const USAGE: u8 = 16;
+
+/// Checks a pool: through its daemon while it is mounted, on disk while it is not.
+pub fn check(args: CheckArgs) -> Outcome {
+    let report =
+        find(args.pool.as_deref()).and_then(|place| place.check()).map_err(|e| Failure::Code(NOT_CHECKED, e))?;
+    if args.json {
+        text::print_json(&report)?;
+    } else {
+        text::print(describe(&report, text::on_terminal()))?;
+    }
+    if report.problems.is_empty() { Ok(()) } else { Err(Failure::Exit(DAMAGED)) }
+}
+
+/// Where the pool is to be checked.
+enum Place {
+    /// Root of its mount.
+    Mounted(PathBuf),
+    /// The pool itself.
+    OnDisk(PathBuf),
+}
+
+fn find(pool: Option<&Path>) -> Result<Place> {
+    let path = pool.unwrap_or(Path::new("."));
+    match mount_at(path)?.or_else(|| mount_over(path)) {
+        Some(mount) => Ok(Place::Mounted(mount.mountpoint)),
+        None if pool.is_some() => Ok(Place::OnDisk(path.to_path_buf())),
+        None => Err(Error::new(Kind::Unsupported, "find the pool of the current directory")
+            .because("not on a mounted pool")
+            .remedy("name the pool to check")),
+    }
+}
+
+impl Place {
+    fn check(&self) -> Result<Report> {
+        match self {
+            Place::Mounted(root) => client::check(root),
+            Place::OnDisk(path) => {
+                let fs: Arc<dyn Fs> = Arc::new(HostFs::open_dir(path).context("open directory", path)?);
+                check::check(&fs)
+            }
+        }
+    }
+}
+
+fn describe(report: &Report, terminal: bool) -> Vec<u8> {
+    let mut out = Vec::new();
+    for problem in &report.problems {
+        out.extend(text::name(problem.path.as_ref(), terminal));
+        out.extend_from_slice(b": ");
+        out.extend(text::name(problem.problem.as_ref(), terminal));
+        out.extend_from_slice(b"\n    ");
+        out.extend(text::name(problem.remedy.as_ref(), terminal));
+        out.push(b'\n');
+    }
+    let Report { volumes, layers, blocks, leftovers, problems } = report;
+    let found = match problems.len() {
+        0 => "clean".to_owned(),
+        problems => text::count(problems as u64, "problem"),
+    };
+    let left =
+        if *leftovers > 0 { format!(", {leftovers} leftovers that the next mount removes") } else { String::new() };
+    let (volumes, layers) = (text::count(*volumes, "overlay"), text::count(*layers, "shared layer"));
+    out.extend(format!("{found}: {volumes}, {layers}, {blocks} blocks{left}\n").into_bytes());
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::check::Problem;
+
+    #[test]
+    fn each_problem_has_its_remedy_below_it() {
+        let problem = Problem { path: "vm\n".into(), problem: "torn".into(), remedy: "restore it".into() };
+        let report = Report { problems: vec![problem], volumes: 2, layers: 1, blocks: 9, leftovers: 3 };
+        let wanted = "vm\\n: torn\n    restore it\n\
+                      1 problem: 2 overlays, 1 shared layer, 9 blocks, 3 leftovers that the next mount removes\n";
+        assert_eq!(String::from_utf8(describe(&report, true)).unwrap(), wanted);
+        let clean = describe(&Report::default(), false);
+        assert_eq!(clean, b"clean: 0 overlays, 0 shared layers, 0 blocks\n");
+    }
+}

@@ -1,0 +1,114 @@
+//! What `--help` shows below the flags: examples that run as they stand, and the exit codes.
+
+pub const CLONEFS: &str = "\
+Examples:
+  clonefs mount /srv/vms                   mount the directory over itself
+  cd /srv/vms
+  clonefs clone base.img vm1.img           a clone, usable at once
+  clonefs clone base.img --count 20 'vm{}.img'
+  clonefs status --watch                   watch the clones become ordinary files
+  clonefs unmount /srv/vms
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted; clonefs check has those of fsck.";
+
+pub const MOUNT: &str = "\
+Examples:
+  clonefs mount /srv/vms                   over the directory itself
+  clonefs mount /srv/vms /mnt/vms          at another place
+  clonefs mount /srv/vms -o allow_other    for virtual machines that run as another user
+  clonefs mount /srv/vms --deepen manual   clones stay overlays until clonefs deepen
+  clonefs mount /srv/vms --rate 200M       background copies take no more than 200 MiB/s
+
+Returns when the mount answers. clonefs unmount, SIGTERM and SIGINT end it in good order.";
+
+pub const UNMOUNT: &str = "\
+Examples:
+  clonefs unmount /srv/vms
+  clonefs unmount --lazy /srv/vms          also while files in it are open";
+
+pub const INIT: &str = "\
+Examples:
+  clonefs init /srv/vms
+
+The first clone does the same by itself.";
+
+pub const CLONE: &str = "\
+Examples:
+  clonefs clone base.img vm1.img           usable at once; independent later, in the background
+  clonefs clone base.img vm1.img --size 40G
+  clonefs clone base.img data.img vms/     several into a directory
+  clonefs clone base.img --count 100 'vm{:03}.img'
+  clonefs clone -r golden/ lab1            a directory tree
+  clonefs clone /elsewhere/base.img .      from outside of the pool: copied, with a progress bar
+  clonefs clone base.img                   makes base.img-clone and prints that name
+
+The clone has the size, mode, ACL and extended attributes of the source, and its owner as far as the caller may give
+it (as cp -p does). It was modified now; the files of a tree (-r) keep their times, as with cp -a. When one clone of
+a command fails, those that it made before are removed again.";
+
+pub const DEEPEN: &str = "\
+Examples:
+  clonefs deepen vm1.img
+  clonefs deepen --wait vm1.img vm2.img
+  clonefs deepen --rate 200M .             everything below this directory, at 200 MiB/s";
+
+pub const PATHS: &str = "\
+Examples:
+  clonefs pause vm1.img
+  clonefs resume vm1.img
+  clonefs wait vm1.img vm2.img             returns when both are ordinary files
+  clonefs pause /srv/vms                   the mount point: the whole pool (root only)
+
+wait fails when a volume cannot become independent by waiting: it is paused, it failed, or nothing deepens it.";
+
+pub const LIST: &str = "\
+Examples:
+  clonefs list
+  clonefs list /srv/vms/lab1
+  clonefs list --json | jq -r '.[] | select(.state == \"overlay\") | .path'
+
+UNIQUE and SHARED are bytes on disk; FREED is what comes free when the volume is deleted.";
+
+pub const STATUS: &str = "\
+Examples:
+  clonefs status
+  clonefs status /srv/vms --watch
+  clonefs status --json | jq .job_count";
+
+pub const TREE: &str = "\
+Examples:
+  clonefs tree /srv/vms
+
+A volume stands below the one that it was cloned from, while they share blocks.";
+
+pub const EXPORT: &str = "\
+Examples:
+  clonefs export vm1.img /backup/vm1.qcow2 --format qcow2 --compress zstd
+  clonefs export vm1.img /backup/vm1.raw --format raw
+
+The image holds one moment of the volume, also while a virtual machine writes to it.";
+
+pub const IMPORT: &str = "\
+Examples:
+  clonefs import debian-12.qcow2 /srv/vms/debian.img --format qcow2
+  clonefs import disk.vmdk /srv/vms/disk.img";
+
+pub const CHECK: &str = "\
+Examples:
+  clonefs check /srv/vms
+  clonefs check /srv/vms --json
+
+A mounted pool is checked by its daemon, for root and the user who mounted it; clones that are being made meanwhile
+can look like damage. Nothing is changed.
+
+Exit codes, as fsck: 0 clean, 4 damage was found, 8 the check could not be made, 16 wrong usage.";
+
+pub const COMPLETIONS: &str = "\
+Examples:
+  clonefs completions bash > /etc/bash_completion.d/clonefs
+  clonefs completions zsh > \"${fpath[1]}/_clonefs\"
+  clonefs completions fish > ~/.config/fish/completions/clonefs.fish";
+
+pub const MAN: &str = "\
+Examples:
+  clonefs man /usr/local/share/man/man1";

@@ -1,0 +1,126 @@
+//! The doors of a mounted pool, called: one function for each virtual attribute that the command line uses.
+
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use rustix::fs::{XattrFlags, setxattr};
+use rustix::io::Errno;
+use serde::de::DeserializeOwned;
+
+use super::{mounts, xattr};
+use crate::door::{self, CloneRequest, DeepenRequest, PoolStatus, VolumeInfo};
+use crate::error::{Error, Kind, Result};
+use crate::pool::check::Report;
+
+/// All about one volume. `None` for a file that does not lie on a clonefs mount.
+pub fn info(path: &Path) -> Result<Option<VolumeInfo>> {
+    match xattr::get(path, door::INFO) {
+        Ok(json) => decode("read the state of", path, &json).map(Some),
+        Err(e) if xattr::absent(e) => Ok(None),
+        Err(e) => Err(failed("read the state of", path, e)),
+    }
+}
+
+/// State of the pool that the directory `path` lies in. `None` if it does not lie on a clonefs mount.
+pub fn status(path: &Path) -> Result<Option<PoolStatus>> {
+    match xattr::get(path, door::STATUS) {
+        Ok(json) => decode("read the status of", path, &json).map(Some),
+        Err(e) if xattr::absent(e) => Ok(None),
+        Err(e) => Err(failed("read the status of", path, e)),
+    }
+}
+
+/// What a check of the pool finds while it is served; `root` is the root of its mount.
+pub fn check(root: &Path) -> Result<Report> {
+    match xattr::get(root, door::CHECK) {
+        Ok(json) => decode("check", root, &json),
+        Err(e @ (Errno::PERM | Errno::ACCESS)) => {
+            Err(failed("check", root, e).remedy("root and the user who mounted the pool may do that"))
+        }
+        Err(e) => Err(failed("check", root, e)),
+    }
+}
+
+/// Starts, pauses or resumes background work: of one volume, or of the whole pool when `path` is a directory.
+pub fn deepen(path: &Path, request: &DeepenRequest) -> Result<()> {
+    let json = encode("deepen", path, request)?;
+    setxattr(path, door::DEEPEN, &json, XattrFlags::empty()).map_err(|e| match e {
+        e if xattr::absent(e) => not_here("deepen", path),
+        Errno::PERM | Errno::ACCESS if path.is_dir() => {
+            failed("change background work of the pool", path, e).remedy("only root may do that for a whole pool")
+        }
+        e => failed("deepen", path, e),
+    })
+}
+
+/// A token that stands for the open file as the source of a clone.
+pub fn token(source: impl AsFd, path: &Path) -> Result<String> {
+    match xattr::fget(source, OsStr::new(door::TOKEN)) {
+        Ok(token) => Ok(xattr::text(token)),
+        Err(e) => Err(clone_failed(path, e)),
+    }
+}
+
+/// Makes the empty open file a clone.
+pub fn clone(target: impl AsFd, request: &CloneRequest, source: &Path) -> Result<()> {
+    let json = encode("clone", source, request)?;
+    xattr::fset(target, OsStr::new(door::CLONE), &json).map_err(|e| clone_failed(source, e))
+}
+
+/// The error for a file that should lie on a clonefs mount and does not.
+pub fn not_here(operation: &'static str, path: &Path) -> Error {
+    let error = Error::new(Kind::Unsupported, operation).at(path).because("not on a mounted pool");
+    match mounts::mount_over(path) {
+        Some(mount) => error.remedy(format!("its pool is mounted: use its path below {:?}", mount.mountpoint)),
+        None => error.remedy("mount its directory first: clonefs mount DIRECTORY"),
+    }
+}
+
+/// What a refused clone of `source` means, by the errno that the doors promise.
+fn clone_failed(source: &Path, error: Errno) -> Error {
+    let (kind, cause, remedy) = match error {
+        Errno::XDEV => {
+            (Kind::CrossPool, "source and clone are not in the same pool", "cp copies from one pool to another")
+        }
+        Errno::FBIG => (Kind::TooLarge, "the clone would be larger than a volume can be", "give a smaller --size"),
+        Errno::BUSY => (
+            Kind::Busy,
+            "another process has it open for writing since before the mount",
+            "see clonefs status, close it there and try again",
+        ),
+        Errno::IO => (Kind::Io, "it cannot be read in full", "see clonefs status and clonefs check"),
+        Errno::INVAL => (
+            Kind::Invalid,
+            "it is larger than the clone now, or the new file was written meanwhile",
+            "try again, with a larger --size if one was given",
+        ),
+        Errno::OPNOTSUPP => (Kind::Unsupported, "it cannot be cloned here", "clonefs status says why; cp copies it"),
+        e => return failed("clone", source, e),
+    };
+    Error::new(kind, "clone").at(source).because(cause).remedy(remedy)
+}
+
+/// An errno of a call on a path of the mount; a mount without a daemon gets its remedy here.
+pub fn failed(operation: &'static str, path: &Path, error: Errno) -> Error {
+    let built = Error::io(operation, error.into()).at(path);
+    match error {
+        Errno::NOTCONN => {
+            built.remedy("the daemon of this mount has died: clonefs unmount it and mount the pool again")
+        }
+        _ => built,
+    }
+}
+
+fn encode(operation: &'static str, path: &Path, value: &impl serde::Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|e| Error::new(Kind::Invalid, operation).at(path).because(e))
+}
+
+fn decode<T: DeserializeOwned>(operation: &'static str, path: &Path, json: &[u8]) -> Result<T> {
+    serde_json::from_slice(json).map_err(|e| {
+        Error::new(Kind::Unsupported, operation)
+            .at(path)
+            .because(format!("the daemon's answer is not understood: {e}"))
+            .remedy("daemon and command are of different versions: unmount and mount again")
+    })
+}

@@ -1,0 +1,28 @@
+//! The client of a mounted pool: what any program can do through the mount with ordinary calls and the doors of
+//! [`crate::door`], and nothing else. It needs no access to the pool's own files, so the kernel checks permissions.
+//!
+//! Nothing here talks to a terminal: progress goes to callbacks, errors to the caller.
+
+mod attributes;
+mod clone;
+mod copy_in;
+pub mod doors;
+mod mounts;
+mod place;
+mod source;
+mod tree;
+mod wait;
+mod walk;
+mod xattr;
+
+pub use clone::{CloneOptions, clone_file};
+pub use doors::{check, deepen, info, not_here, status};
+pub use mounts::{Mount, mount_at, mount_over, mounts};
+pub use place::{Directory, Draft, Target};
+pub use source::Source;
+pub use tree::{Tree, clone_tree};
+pub use wait::{WaitProgress, until_independent};
+pub use walk::{Found, volumes};
+
+/// Told how far a copy has come, in bytes done and bytes in all. An error from it stops the work, which is then undone.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> crate::error::Result<()>;

@@ -1,0 +1,116 @@
+//! Waiting until volumes are independent.
+
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::doors;
+use crate::door::{VolumeInfo, VolumeState};
+use crate::error::{Error, Kind, Result};
+
+/// First pause between two looks; it doubles up to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LAST_PAUSE: Duration = Duration::from_millis(500);
+/// For how long the daemon may have no work at all before waiting for an overlay is an error: it may be between two
+/// pieces of work, the longer the more it finds to do by itself.
+const PATIENCE_MANUAL: Duration = Duration::from_secs(3);
+const PATIENCE_AUTO: Duration = Duration::from_secs(15);
+
+/// How far the volumes have come that are waited for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WaitProgress {
+    /// Bytes still to be copied at the first look.
+    pub total: u64,
+    /// Of those, bytes that are done.
+    pub done: u64,
+    /// Volumes that are not independent yet.
+    pub pending: usize,
+}
+
+/// Waits until every volume in `paths` is independent. Fails when one of them cannot get there by waiting: it failed,
+/// is paused, has gone, or nothing is deepening it.
+pub fn until_independent(paths: &[PathBuf], progress: &mut dyn FnMut(WaitProgress) -> Result<()>) -> Result<()> {
+    let mut pending: Vec<Waiting> = paths.iter().map(|path| Waiting { path, last: 0, idle_since: None }).collect();
+    let mut total = 0;
+    let mut pause = FIRST_PAUSE;
+    for round in 0u64.. {
+        let started = Instant::now();
+        let mut left = 0;
+        let mut still = Vec::with_capacity(pending.len());
+        for mut volume in pending {
+            if !volume.look()? {
+                left += volume.last;
+                still.push(volume);
+            }
+        }
+        pending = still;
+        // More than at the first look: writes to a source froze it meanwhile, or the count grew exact.
+        total = total.max(left);
+        progress(WaitProgress { total, done: total - left, pending: pending.len() })?;
+        if pending.is_empty() {
+            break;
+        }
+        // Never busy for more than half of the time, however many there are.
+        sleep(pause.max(started.elapsed()));
+        if round > 0 {
+            pause = (pause * 2).min(LAST_PAUSE);
+        }
+    }
+    Ok(())
+}
+
+struct Waiting<'a> {
+    path: &'a Path,
+    last: u64,
+    idle_since: Option<Instant>,
+}
+
+impl Waiting<'_> {
+    /// Looks once; true when there is nothing more to wait for.
+    fn look(&mut self) -> Result<bool> {
+        let info = doors::info(self.path)?.ok_or_else(|| doors::not_here("wait for", self.path))?;
+        self.last = info.to_copy;
+        match info.state {
+            VolumeState::Independent => return Ok(true),
+            VolumeState::Failed => return Err(stopped(self.path, info)),
+            VolumeState::Paused => return Err(paused(self.path)),
+            VolumeState::Deepening => self.idle_since = None,
+            VolumeState::Overlay => self.check_idle()?,
+        }
+        Ok(false)
+    }
+
+    /// An overlay at rest is either in the queue, or nobody will ever deepen it: that is worth an error, not a wait.
+    fn check_idle(&mut self) -> Result<()> {
+        let since = *self.idle_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < PATIENCE_MANUAL {
+            return Ok(());
+        }
+        let dir = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let Some(status) = doors::status(dir)? else { return Ok(()) };
+        if status.paused {
+            return Err(paused(self.path));
+        }
+        if status.job_count > 0 {
+            // At work on others; which ones are yet to come is not told.
+            self.idle_since = None;
+            return Ok(());
+        }
+        if since.elapsed() < PATIENCE_AUTO && status.deepen == "auto" {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Invalid, "wait for")
+            .at(self.path)
+            .because("it is an overlay and nothing is deepening it")
+            .remedy("start that with clonefs deepen"))
+    }
+}
+
+fn stopped(path: &Path, info: VolumeInfo) -> Error {
+    let cause = info.error.unwrap_or_else(|| "it cannot be deepened".into());
+    Error::new(Kind::Damaged, "deepen").at(path).because(cause).remedy("see clonefs status")
+}
+
+fn paused(path: &Path) -> Error {
+    Error::new(Kind::Invalid, "wait for").at(path).because("its deepening is paused").remedy("clonefs resume goes on")
+}

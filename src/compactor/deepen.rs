@@ -1,0 +1,198 @@
+//! The compactor: which volume is next, and one slice of work on it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::IDLE;
+use super::pace::{Pace, background_io};
+use crate::error::{Error, Kind, Result};
+use crate::pool::{Finished, Pool};
+use crate::store::record::{Deepening, VolumeRecord};
+use crate::units::{BLOCK, Id};
+use crate::volume::fill::Filling;
+use crate::volume::{State, Volume};
+
+/// Bytes copied between two looks at the clock.
+const STEP: u64 = 1 << 20;
+/// Bytes copied for one volume before the next has its turn; also how much a crash can cost.
+const SLICE: u64 = 64 << 20;
+
+/// How long the first of several changes waits for the others.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// How a slice ended.
+#[derive(PartialEq, Eq)]
+enum Outcome {
+    /// There is more to copy.
+    More,
+    /// Nothing can be done now: it waits for others, or is done.
+    Rest,
+}
+
+/// The thread.
+pub fn run(pool: &Arc<Pool>) {
+    background_io();
+    let mut seen = 0;
+    let mut more = true;
+    while !pool.stopping() {
+        if !more && pool.wait_for_work(&mut seen, IDLE) {
+            // Many clones made one after another are looked at together.
+            pool.rest(GATHER);
+        }
+        more = !pool.paused() && !pool.stopping() && round(pool);
+    }
+}
+
+/// One slice for each volume that wants it. Whether there is more to do.
+fn round(pool: &Arc<Pool>) -> bool {
+    let mut more = merge_layers(pool);
+    // Sources wait until their clones no longer need what they would adopt.
+    for source in [false, true] {
+        for id in wanting(pool, source) {
+            let record = pool.store().catalogue().volume(id).cloned();
+            if let Some(record) = record.filter(|_| !pool.has_failed(id)) {
+                more |= slice(pool, &record) == Outcome::More;
+            }
+            if pool.stopping() || pool.paused() {
+                return false;
+            }
+        }
+    }
+    more
+}
+
+/// Volumes that may be worked on, of those that continue a cloned file or of the others.
+fn wanting(pool: &Pool, source: bool) -> Vec<Id> {
+    let catalogue = pool.store().catalogue();
+    let wanted = catalogue.volumes().filter(|r| r.source == source && !r.paused && pool.wants_deepening(r.deepening));
+    wanted.map(|r| r.id).collect()
+}
+
+/// One slice of work on one volume; a failure is kept with the volume and ends work on it.
+fn slice(pool: &Arc<Pool>, record: &VolumeRecord) -> Outcome {
+    match work_on(pool, record) {
+        Ok(outcome) => {
+            if outcome == Outcome::Rest {
+                pool.end_job(record.id);
+            }
+            outcome
+        }
+        Err(error) if error.kind() == Kind::Interrupted => Outcome::Rest,
+        Err(error) => {
+            pool.end_job(record.id);
+            tracing::warn!("deepening {:?} failed: {error}", record.path);
+            pool.set_failure(record.id, Some(error.to_string()));
+            Outcome::Rest
+        }
+    }
+}
+
+fn work_on(pool: &Arc<Pool>, record: &VolumeRecord) -> Result<Outcome> {
+    let Some(volume) = pool.volume_by_id(record.id)? else { return Ok(Outcome::Rest) };
+    let stop = || pool.stopping() || pool.paused();
+    let (parent, only_heir) = {
+        let gate = volume.gate().read();
+        match &*gate {
+            State::Overlay(overlay) => {
+                let parent = overlay.top.parent();
+                let only = parent.as_ref().is_some_and(|p| pool.can_adopt(record.id, p));
+                (parent, only)
+            }
+            State::Plain(_) => return Ok(Outcome::Rest),
+            State::Broken { why, .. } => {
+                return Err(Error::new(Kind::Damaged, "deepen").at(&record.path).because(why.clone()));
+            }
+        }
+    };
+    if only_heir {
+        pool.set_job(record.id, &record.path, "adopting", 0, 0);
+        let adopted = pool.adopt_parent(&volume, &stop)?;
+        return Ok(if adopted { Outcome::More } else { Outcome::Rest });
+    }
+    if record.source && record.deepening == Deepening::Pool && parent.is_some() {
+        return Ok(Outcome::Rest);
+    }
+    if record.source && parent.is_some_and(|p| others_still_copy(pool, record.id, p.id)) {
+        return Ok(Outcome::Rest);
+    }
+    fill_slice(pool, &volume, record, &stop)
+}
+
+/// Whether another heir of the layer is about to become independent, so that waiting saves the copy.
+fn others_still_copy(pool: &Pool, me: Id, layer: Id) -> bool {
+    let catalogue = pool.store().catalogue();
+    let heirs: Vec<VolumeRecord> =
+        catalogue.heirs(layer).filter(|id| *id != me).filter_map(|id| catalogue.volume(id).cloned()).collect();
+    drop(catalogue);
+    heirs.iter().any(|r| !r.source && !r.paused && pool.wants_deepening(r.deepening) && !pool.has_failed(r.id))
+}
+
+fn fill_slice(
+    pool: &Arc<Pool>,
+    volume: &Arc<Volume>,
+    record: &VolumeRecord,
+    stop: &dyn Fn() -> bool,
+) -> Result<Outcome> {
+    let how = Filling {
+        most: STEP,
+        share: pool.can_share() && record.deepening != Deepening::Physical && !pool.options().physical,
+        trust_holes: pool.trusts_holes(),
+    };
+    let mut pace = Pace::new(pool);
+    let (mut from, mut copied) = (0, 0);
+    loop {
+        let filled = {
+            let gate = volume.gate().read();
+            let State::Overlay(overlay) = &*gate else { return Ok(Outcome::Rest) };
+            overlay.top.check_latch()?;
+            let filled = overlay.fill_absent(from, &how)?;
+            let end = overlay.visible_end();
+            let done = overlay.top.present_below(end);
+            pool.set_job(record.id, &record.path, "deepening", end * BLOCK, done * BLOCK);
+            filled
+        };
+        let Some(next) = filled.next else { break };
+        from = next;
+        copied += filled.copied;
+        pace.rest(pool, filled.copied);
+        if copied >= SLICE || stop() {
+            // A durable point: what was copied so far is not copied again after a crash.
+            volume.sync(true)?;
+            return Ok(Outcome::More);
+        }
+    }
+    finish(pool, volume, record)
+}
+
+fn finish(pool: &Arc<Pool>, volume: &Arc<Volume>, record: &VolumeRecord) -> Result<Outcome> {
+    pool.set_job(record.id, &record.path, "finishing", 1, 1);
+    match pool.finish(volume)? {
+        Finished::NotYet => Ok(Outcome::More),
+        Finished::Plain | Finished::Linked | Finished::Deleted => Ok(Outcome::Rest),
+        Finished::Lost => Err(Error::new(Kind::NotFound, "finish volume")
+            .at(&record.path)
+            .because("its name was not found in the pool")
+            .remedy("`clonefs check` names its files")),
+    }
+}
+
+/// Frozen layers with one heir that is a frozen layer too: the two become one. Whether there was one.
+fn merge_layers(pool: &Arc<Pool>) -> bool {
+    let pairs: Vec<Id> = {
+        let catalogue = pool.store().catalogue();
+        let single = |parent: Id| catalogue.heir_count(parent) == 1;
+        catalogue.layers().filter(|l| l.parent.is_some_and(single)).map(|l| l.id).collect()
+    };
+    let mut merged = false;
+    for id in pairs {
+        let stop = || pool.stopping() || pool.paused();
+        if stop() {
+            return false;
+        }
+        match pool.frozen_layer(id).and_then(|layer| layer.map_or(Ok(false), |l| pool.adopt_frozen(&l, &stop))) {
+            Ok(done) => merged |= done,
+            Err(error) => tracing::warn!("cannot merge layer {id} into its parent: {error}"),
+        }
+    }
+    merged
+}

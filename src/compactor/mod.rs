@@ -1,0 +1,57 @@
+//! Background work: deepening, adoption, removal of what is not needed, and syncing what nobody syncs.
+//!
+//! Two threads. The keeper makes what was written durable within seconds and removes what was deleted. The compactor
+//! deepens: volumes in turn, a slice each, so that many make progress; it sleeps while there is nothing to do.
+
+mod deepen;
+mod pace;
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::pool::Pool;
+
+/// What nobody syncs is durable after about this long; the kernel's own write-back waits as long.
+const FLUSH_EVERY: Duration = Duration::from_secs(5);
+/// How long the first of several deletions waits for the others.
+const GATHER: Duration = Duration::from_millis(10);
+/// With nothing to do the threads look up now and then, in case a wake-up was missed.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Starts the threads; [`Pool::shutdown`] ends them.
+pub fn start(pool: &Arc<Pool>) -> Result<()> {
+    if pool.options().read_only {
+        return Ok(());
+    }
+    spawn(pool, "clonefs-keeper", keep)?;
+    spawn(pool, "clonefs-compact", deepen::run)
+}
+
+fn spawn(pool: &Arc<Pool>, name: &str, body: fn(&Arc<Pool>)) -> Result<()> {
+    let work = pool.clone();
+    let thread = thread::Builder::new().name(name.into()).spawn(move || body(&work));
+    pool.attach(thread.map_err(|e| Error::io("start background thread", e))?);
+    Ok(())
+}
+
+/// The keeper.
+fn keep(pool: &Arc<Pool>) {
+    let mut seen = 0;
+    let mut flushed = Instant::now();
+    while !pool.stopping() {
+        if pool.wait_for_work(&mut seen, FLUSH_EVERY.saturating_sub(flushed.elapsed())) {
+            pool.rest(GATHER);
+        }
+        if let Err(error) = pool.reap_dead() {
+            tracing::warn!("cannot remove what was deleted: {error}");
+        }
+        if flushed.elapsed() >= FLUSH_EVERY {
+            if let Err(error) = pool.flush() {
+                tracing::warn!("cannot make writes durable: {error}");
+            }
+            flushed = Instant::now();
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The doors of a mounted pool: names of the virtual extended attributes, ioctl numbers, and the JSON that goes
+//! through them. Shared by the daemon, the command line and the programs in `tools/`.
+//!
+//! All control goes through files of the mount, so the kernel has checked the caller's permissions: reading an
+//! attribute takes read permission on the file, setting one takes write permission. Virtual attributes are not listed
+//! (`cp -a` and `rsync -X` must not copy them), and no real attribute with this prefix can be set through the mount.
+
+use serde::{Deserialize, Serialize};
+
+/// Prefix of every virtual attribute. Real attributes of this name space are reserved for stubs.
+pub const PREFIX: &str = "user.clonefs.";
+
+// ---- read, on a regular file -------------------------------------------------------------------------------------
+
+/// One word: `independent`, `overlay`, `deepening`, `paused` or `failed`.
+pub const STATE: &str = "user.clonefs.state";
+/// Percent of the volume that no longer needs another file, such as `42.7`; `100` when independent.
+pub const PROGRESS: &str = "user.clonefs.progress";
+/// Id of the layer it reads absent blocks from; empty when independent.
+pub const PARENT: &str = "user.clonefs.parent";
+/// Path, relative to the pool, of the volume it was cloned from, as it was called then; empty for none.
+pub const ORIGIN: &str = "user.clonefs.origin";
+/// Number of layers below its own; `0` when independent.
+pub const DEPTH: &str = "user.clonefs.depth";
+/// Bytes on disk that belong to this volume alone.
+pub const UNIQUE_BYTES: &str = "user.clonefs.unique-bytes";
+/// Bytes on disk that it shares with others.
+pub const SHARED_BYTES: &str = "user.clonefs.shared-bytes";
+/// All of the above in one [`VolumeInfo`], as JSON.
+pub const INFO: &str = "user.clonefs.info";
+/// A token that stands for this file as the source of a clone, see [`CloneRequest::token`]. Each read makes a new one.
+/// Whoever can read the attribute can read the file.
+pub const TOKEN: &str = "user.clonefs.token";
+
+// ---- read, on a directory ----------------------------------------------------------------------------------------
+
+/// State of the daemon and its pool: a [`PoolStatus`] as JSON.
+pub const STATUS: &str = "user.clonefs.status";
+
+/// What a check of the pool finds while it is served: a `pool::check::Report` as JSON. For root and the daemon's user.
+pub const CHECK: &str = "user.clonefs.check";
+
+// ---- written -----------------------------------------------------------------------------------------------------
+
+/// On an empty regular file: path of the source, relative to the file's directory (or absolute below the mount
+/// point). The caller must be allowed to read it, and so must everybody: the attribute could have been planted by a
+/// stranger on a file that the caller copies with all attributes. For other sources there is [`CLONE`].
+pub const CLONE_FROM: &str = "user.clonefs.clone-from";
+/// On an empty regular file: a [`CloneRequest`] as JSON.
+pub const CLONE: &str = "user.clonefs.clone";
+/// On a regular file, or a directory for the whole pool (root only): a [`DeepenRequest`] as JSON, or just the word
+/// `start`, `pause` or `resume`.
+pub const DEEPEN: &str = "user.clonefs.deepen";
+/// On a directory (root only): `sync` makes everything durable before it returns.
+pub const FLUSH: &str = "user.clonefs.flush";
+
+// ---- ioctls on an open file --------------------------------------------------------------------------------------
+
+/// Letter of the ioctl numbers.
+const IOC_TYPE: u32 = 0xCF;
+
+/// `_IOR(0xCF, 1, u8[16])` on a source open for reading: a token, see [`CloneRequest::token`].
+pub const IOC_TOKEN: u32 = ioc(2, 1, 16);
+/// `_IOW(0xCF, 2, struct { u8 token[16]; u64 size; u64 flags; })` on an empty file open for writing: makes it a clone.
+/// `size` 0 is the source's size. Numbers are in the machine's byte order. Flags: [`CLONE_NO_DEEPEN`], [`CLONE_SYNC`].
+pub const IOC_CLONE: u32 = ioc(1, 2, 32);
+/// `_IO(0xCF, 3)` on a file open for reading: from now on this descriptor reads the file as it is at this moment,
+/// whatever is written to it later, until it is closed. Needs no space and leaves nothing behind.
+pub const IOC_PIN: u32 = ioc(0, 3, 0);
+
+/// Flag of [`IOC_CLONE`]: the compactor leaves this clone an overlay until it is told to deepen it.
+pub const CLONE_NO_DEEPEN: u64 = 1;
+/// Flag of [`IOC_CLONE`]: the clone is durable when the call returns.
+pub const CLONE_SYNC: u64 = 2;
+
+/// The `_IOC` macro of the kernel's `asm-generic/ioctl.h`.
+const fn ioc(direction: u32, number: u32, size: u32) -> u32 {
+    direction << 30 | size << 16 | IOC_TYPE << 8 | number
+}
+
+/// What [`CLONE`] takes.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneRequest {
+    /// 32 hexadecimal digits read from [`TOKEN`] of the source (or [`IOC_TOKEN`]); valid for a minute, any number of
+    /// times. It proves that the caller could read the source.
+    pub token: String,
+    /// Size of the clone in bytes, not below the source's; the rest reads as zeros. `None`: the source's.
+    #[serde(default)]
+    pub size: Option<u64>,
+    /// Leave it an overlay until told to deepen it.
+    #[serde(default)]
+    pub no_deepen: bool,
+    /// Return only when the clone is durable.
+    #[serde(default)]
+    pub sync: bool,
+}
+
+/// What to do with background work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeepenAction {
+    /// Deepen this volume now, whatever the pool's policy is.
+    Start,
+    /// Stop at the next durable point and stay stopped, also over restarts.
+    Pause,
+    /// Undo `Pause`.
+    Resume,
+}
+
+/// What [`DEEPEN`] takes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeepenRequest {
+    /// What to do.
+    pub action: DeepenAction,
+    /// Limit in bytes a second for the whole pool, 0 for none; `None` leaves it as it is.
+    #[serde(default)]
+    pub rate: Option<u64>,
+    /// Copy bytes even where the backing filesystem could share them (reflink).
+    #[serde(default)]
+    pub physical: bool,
+}
+
+/// State of a volume as users know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VolumeState {
+    /// An ordinary file that needs no other.
+    Independent,
+    /// Reads absent blocks from its parent; nothing is being copied now.
+    Overlay,
+    /// An overlay whose absent blocks are being copied in.
+    Deepening,
+    /// An overlay whose deepening was stopped by hand.
+    Paused,
+    /// It cannot be deepened or read in full: see `error`.
+    Failed,
+}
+
+impl VolumeState {
+    /// The word that users see.
+    pub fn word(self) -> &'static str {
+        match self {
+            VolumeState::Independent => "independent",
+            VolumeState::Overlay => "overlay",
+            VolumeState::Deepening => "deepening",
+            VolumeState::Paused => "paused",
+            VolumeState::Failed => "failed",
+        }
+    }
+}
+
+/// All about one volume.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    /// Identity in the pool's catalogue; `None` for a plain file, which has no metadata.
+    pub id: Option<String>,
+    /// Size in bytes.
+    pub size: u64,
+    /// State.
+    pub state: VolumeState,
+    /// Percent that no longer needs another file.
+    pub progress: f64,
+    /// Path it was cloned from, as it was called then.
+    pub origin: Option<String>,
+    /// Layer it reads absent blocks from.
+    pub parent: Option<String>,
+    /// Layer that holds its shared blocks when it is itself a plain file with clones.
+    pub shared_layer: Option<String>,
+    /// Number of layers below its own.
+    pub depth: u32,
+    /// Bytes on disk that are its own.
+    pub unique_bytes: u64,
+    /// Bytes on disk that it shares with others.
+    pub shared_bytes: u64,
+    /// Bytes on disk that come free when it is deleted.
+    pub freed_if_deleted: u64,
+    /// Bytes that are still to be copied before it is independent.
+    pub to_copy: u64,
+    /// Why it is `failed`, or what is wrong with it.
+    pub error: Option<String>,
+}
+
+/// One piece of background work.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobStatus {
+    /// Path of the volume relative to the pool, as far as it is known.
+    pub path: String,
+    /// `waiting`, `deepening`, `adopting` or `finishing`.
+    pub step: String,
+    /// Percent done.
+    pub progress: f64,
+    /// Bytes still to be copied.
+    pub to_copy: u64,
+    /// Bytes a second over the last seconds.
+    pub rate: u64,
+    /// Seconds left at that rate; `None` while it is not known.
+    pub eta: Option<u64>,
+}
+
+/// Something the user should know about.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Trouble {
+    /// The file, relative to the pool.
+    pub path: String,
+    /// What is wrong.
+    pub problem: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// State of the daemon and its pool.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PoolStatus {
+    /// Absolute path of the pool directory as it was given at mount.
+    pub pool: String,
+    /// Absolute path of the mount point.
+    pub mountpoint: String,
+    /// Process that serves it.
+    pub pid: u32,
+    /// Version of that process.
+    pub version: String,
+    /// Id of the pool; `None` while nothing was ever cloned.
+    pub pool_id: Option<String>,
+    /// Type of the backing filesystem, such as `ext4`.
+    pub backing: String,
+    /// Free and total bytes of the backing filesystem.
+    pub free_bytes: u64,
+    /// Total bytes of the backing filesystem.
+    pub total_bytes: u64,
+    /// The backing filesystem shares blocks between files.
+    pub reflink: bool,
+    /// Clones can be made here; where not, `cannot_clone` says why.
+    pub can_clone: bool,
+    /// Why no clone can be made.
+    pub cannot_clone: Option<String>,
+    /// I/O engine.
+    pub engine: String,
+    /// `auto` or `manual`.
+    pub deepen: String,
+    /// All background work is paused.
+    pub paused: bool,
+    /// Limit of background work in bytes a second, 0 for none.
+    pub rate_limit: u64,
+    /// Overlays.
+    pub overlays: u64,
+    /// Frozen layers.
+    pub layers: u64,
+    /// Work under way and waiting, at most 256 entries.
+    pub jobs: Vec<JobStatus>,
+    /// Number of jobs, also those that are not in `jobs`.
+    pub job_count: u64,
+    /// Volumes in trouble, at most 256 entries.
+    pub troubles: Vec<Trouble>,
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn ioctl_numbers_are_what_the_kernel_macro_gives() {
+        assert_eq!(super::IOC_TOKEN, 0x8010_cf01);
+        assert_eq!(super::IOC_CLONE, 0x4020_cf02);
+        assert_eq!(super::IOC_PIN, 0xcf03);
+    }
+}

@@ -1,0 +1,592 @@
+//! The FUSE adapter: each request becomes one call of [`NameTree`] or of an open [`Handle`], and its result the reply.
+//! No decision is made here; the errno is chosen by [`Error::errno`].
+//!
+//! Threads that read requests never wait for the kernel: whatever can need pages that the kernel still caches (a clone,
+//! a pin, finding holes, a hard link) runs on `Workers`, and the reply goes with it.
+
+mod convert;
+mod workers;
+
+use std::cell::{Cell, RefCell};
+use std::ffi::OsStr;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags as FuseWriteFlags,
+};
+
+use self::convert::{absent, attr, change, device, file_type, flags_of_rename, whence};
+use self::workers::Workers;
+use crate::door;
+use crate::error::{Error, Result};
+use crate::pool::names::{
+    Caller, Creation, Found, Handle, Kernel, Listed, NameTree, WriteFlags, get_takes_long, set_may_wait,
+};
+
+/// Largest read or write request, the most that the kernel sends without a change of its settings.
+const MAX_WRITE: u32 = 1 << 20;
+/// Background requests (asynchronous direct I/O, read-ahead) that may be in flight.
+const MAX_BACKGROUND: u16 = 512;
+/// Threads for what can wait for the kernel.
+const WORKERS: usize = 8;
+/// Most bytes of one copy_file_range, as its reply has 32 bits: whole blocks.
+const MAX_COPY: u64 = 0xffff_f000;
+
+/// How long the kernel may trust what it was told.
+///
+/// What changes without its doing is taken back: the size of a new clone, the blocks of a file that was frozen or has
+/// become independent. Only the blocks of a file that is being deepened are behind for as long as `attributes`.
+#[derive(Clone, Copy, Debug)]
+pub struct Lifetimes {
+    /// Names that exist.
+    pub names: Duration,
+    /// Attributes, and names that do not exist.
+    pub attributes: Duration,
+}
+
+/// Serves the requests of one mount.
+pub struct Adapter {
+    names: Arc<NameTree>,
+    workers: Workers,
+    lifetimes: Lifetimes,
+}
+
+impl Adapter {
+    /// Serves `names`. Starts threads.
+    pub fn new(names: Arc<NameTree>, lifetimes: Lifetimes) -> io::Result<Adapter> {
+        Ok(Adapter { names, workers: Workers::start(WORKERS)?, lifetimes })
+    }
+
+    fn reply_entry(&self, result: Result<Found>, reply: ReplyEntry) {
+        match result {
+            Ok(found) => reply_found(&found, &self.lifetimes, reply),
+            Err(error) => reply.error(code("name", &error)),
+        }
+    }
+
+    fn reply_attributes(&self, id: INodeNo, caller: &Caller, reply: ReplyAttr) {
+        match self.names.attributes(id.0, caller) {
+            // What one caller alone is to see must not be kept for others.
+            Ok(attributes) if attributes.private => reply.attr(&Duration::ZERO, &attr(&attributes)),
+            Ok(attributes) => reply.attr(&self.lifetimes.attributes, &attr(&attributes)),
+            Err(error) => reply.error(code("getattr", &error)),
+        }
+    }
+
+    /// Runs `work` with the open file `handle` and replies with what it says.
+    fn with_handle(&self, name: &str, handle: FileHandle, reply: ReplyEmpty, work: impl FnOnce(&Handle) -> Result<()>) {
+        reply_empty(name, self.names.handles().get(handle.0).and_then(|handle| work(&handle)), reply);
+    }
+
+    /// One entry for READDIRPLUS, which looks it up too; says whether there was room for it.
+    fn add_plus(&self, directory: u64, offset: u64, entry: &Listed, reply: &mut ReplyDirectoryPlus) -> bool {
+        let lifetime = self.lifetimes.attributes;
+        let named = |ino| FileAttr { ino: INodeNo(ino), ..absent(file_type(entry.kind)) };
+        if entry.name == "." || entry.name == ".." {
+            // Never taken for a lookup by the kernel.
+            return !reply.add(INodeNo(entry.ino), offset, &entry.name, &lifetime, &named(entry.ino), Generation(0));
+        }
+        // Removed since the directory was read: left out, as a later reader would.
+        let Ok(found) = self.names.lookup(directory, &entry.name) else { return true };
+        let (attributes, generation) = (attr(&found.attributes), Generation(found.generation));
+        let full = reply.add(attributes.ino, offset, &entry.name, &lifetime, &attributes, generation);
+        if full {
+            self.names.forget(found.node, 1);
+        }
+        !full
+    }
+}
+
+fn reply_found(found: &Found, lifetimes: &Lifetimes, reply: ReplyEntry) {
+    let (attributes, generation) = (attr(&found.attributes), Generation(found.generation));
+    reply.entry_with_ttls(&lifetimes.attributes, &lifetimes.names, &attributes, generation);
+}
+
+/// The errno of an error. Unusual ones are logged: the caller sees a number only.
+fn code(request: &str, error: &Error) -> Errno {
+    match error.errno() {
+        libc::EIO | libc::EUCLEAN | libc::ENOTCONN => tracing::error!("{request}: {error}"),
+        _ => tracing::debug!("{request}: {error}"),
+    }
+    Errno::from_i32(error.errno())
+}
+
+fn caller(request: &Request) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
+}
+
+fn reply_empty(name: &str, result: Result<()>, reply: ReplyEmpty) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(code(name, &error)),
+    }
+}
+
+/// Replies with a value or its length, as getxattr(2) and listxattr(2) want it.
+fn reply_xattr(name: &str, result: Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
+    match result {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(error) => reply.error(code(name, &error)),
+    }
+}
+
+/// The edge that no panic passes: the reply, dropped on the way, tells the caller EIO, and other requests go on.
+fn edge(name: &'static str, work: impl FnOnce()) {
+    GUARDED.set(true);
+    if catch_unwind(AssertUnwindSafe(work)).is_err() {
+        tracing::error!("a bug in clonefs: {name} panicked; the caller got EIO");
+    }
+    GUARDED.set(false);
+}
+
+/// Whether a panic on this thread would be caught here, and answered.
+pub fn is_guarded() -> bool {
+    GUARDED.get()
+}
+
+thread_local! {
+    /// This thread serves a request.
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+    /// Buffer for reads, one for each thread that serves requests.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+fn reply_read(handle: Result<Arc<Handle>>, offset: u64, size: u32, reply: ReplyData) {
+    BUFFER.with_borrow_mut(|buffer| {
+        let size = size as usize;
+        if buffer.len() < size {
+            buffer.resize(size, 0);
+        }
+        match handle.and_then(|handle| handle.read(offset, &mut buffer[..size])) {
+            Ok(read) => reply.data(&buffer[..read]),
+            Err(error) => reply.error(code("read", &error)),
+        }
+    });
+}
+
+/// Flags of every open: each read and write comes here, writes of one file in parallel.
+fn open_flags() -> FopenFlags {
+    FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = [
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_DONT_MASK,
+            InitFlags::FUSE_POSIX_ACL,
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+        ];
+        for flag in wanted {
+            // What an older kernel lacks costs speed, or shared mappings, and nothing else.
+            if config.add_capabilities(flag).is_err() {
+                tracing::warn!("this kernel's FUSE lacks {flag:?}");
+            }
+        }
+        let too_small = |_| io::Error::from_raw_os_error(libc::EPROTO);
+        config.set_max_write(MAX_WRITE).map_err(too_small)?;
+        config.set_max_background(MAX_BACKGROUND).map_err(|_| io::Error::from_raw_os_error(libc::EPROTO))?;
+        Ok(())
+    }
+
+    // ---- names ---------------------------------------------------------------------------------------------------
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        edge("lookup", || match self.names.lookup(parent.0, name) {
+            // Number 0: there is no such name, and the kernel may remember that.
+            Err(error) if error.errno() == libc::ENOENT => {
+                let never = absent(fuser::FileType::RegularFile);
+                reply.entry_with_ttls(&Duration::ZERO, &self.lifetimes.attributes, &never, Generation(0));
+            }
+            result => self.reply_entry(result, reply),
+        });
+    }
+
+    fn forget(&self, _: &Request, id: INodeNo, count: u64) {
+        edge("forget", || self.names.forget(id.0, count));
+    }
+
+    fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
+        let how = Creation { mode, umask, rdev: device(rdev), caller: caller(req) };
+        edge("mknod", || self.reply_entry(self.names.make(parent.0, name, &how), reply));
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let how = Creation { mode: mode & 0o7777 | libc::S_IFDIR, umask, rdev: 0, caller: caller(req) };
+        edge("mkdir", || self.reply_entry(self.names.make(parent.0, name, &how), reply));
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        edge("symlink", || self.reply_entry(self.names.symlink(parent.0, name, target, caller(req)), reply));
+    }
+
+    fn readlink(&self, _: &Request, id: INodeNo, reply: ReplyData) {
+        edge("readlink", || match self.names.readlink(id.0) {
+            Ok(target) => reply.data(target.as_os_str().as_encoded_bytes()),
+            Err(error) => reply.error(code("readlink", &error)),
+        });
+    }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        edge("unlink", || reply_empty("unlink", self.names.unlink(parent.0, name), reply));
+    }
+
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        edge("rmdir", || reply_empty("rmdir", self.names.rmdir(parent.0, name), reply));
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        edge("rename", || {
+            let how = flags_of_rename(flags);
+            let result = how.and_then(|how| self.names.rename((parent.0, name), (newparent.0, newname), how));
+            reply_empty("rename", result, reply);
+        });
+    }
+
+    fn link(&self, _: &Request, id: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let (names, name, lifetimes) = (self.names.clone(), newname.to_owned(), self.lifetimes);
+        self.workers.run("link", move || match names.link(id.0, newparent.0, &name) {
+            Ok(found) => reply_found(&found, &lifetimes, reply),
+            Err(error) => reply.error(code("link", &error)),
+        });
+    }
+
+    // ---- attributes ----------------------------------------------------------------------------------------------
+
+    fn getattr(&self, req: &Request, id: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        edge("getattr", || self.reply_attributes(id, &caller(req), reply));
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        id: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let change = change(mode, uid, gid, size, atime, mtime);
+        edge("setattr", || match self.names.change(id.0, &change, &caller(req)) {
+            Ok(()) => self.reply_attributes(id, &caller(req), reply),
+            Err(error) => reply.error(code("setattr", &error)),
+        });
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        edge("statfs", || match self.names.pool().fs().info() {
+            Ok(fs) => {
+                let unit = fs.block_size as u32;
+                reply.statfs(fs.blocks, fs.free, fs.available, fs.files, fs.files_free, unit, fs.name_max, unit);
+            }
+            Err(error) => reply.error(Errno::from(error)),
+        });
+    }
+
+    fn getxattr(&self, req: &Request, id: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let caller = caller(req);
+        if !get_takes_long(name) {
+            let get = || self.names.get_xattr(id.0, name, &caller);
+            return edge("getxattr", || reply_xattr("getxattr", get(), size, reply));
+        }
+        let (names, name) = (self.names.clone(), name.to_owned());
+        self.workers.run("getxattr", move || {
+            reply_xattr("getxattr", names.get_xattr(id.0, &name, &caller), size, reply);
+        });
+    }
+
+    fn setxattr(&self, req: &Request, id: INodeNo, name: &OsStr, value: &[u8], flags: i32, _: u32, reply: ReplyEmpty) {
+        let caller = caller(req);
+        if !set_may_wait(name) {
+            let set = || self.names.set_xattr(id.0, name, value, flags, &caller);
+            return edge("setxattr", || reply_empty("setxattr", set(), reply));
+        }
+        let (names, name, value) = (self.names.clone(), name.to_owned(), value.to_vec());
+        self.workers.run("setxattr", move || {
+            reply_empty("setxattr", names.set_xattr(id.0, &name, &value, flags, &caller), reply);
+        });
+    }
+
+    fn listxattr(&self, req: &Request, id: INodeNo, size: u32, reply: ReplyXattr) {
+        edge("listxattr", || reply_xattr("listxattr", self.names.list_xattr(id.0, &caller(req)), size, reply));
+    }
+
+    fn removexattr(&self, _: &Request, id: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        edge("removexattr", || reply_empty("removexattr", self.names.remove_xattr(id.0, name), reply));
+    }
+
+    // ---- open files ----------------------------------------------------------------------------------------------
+
+    fn open(&self, req: &Request, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        edge("open", || match self.names.open(id.0, flags.0, &caller(req)) {
+            Ok(handle) => reply.opened(FileHandle(handle), open_flags()),
+            Err(error) => reply.error(code("open", &error)),
+        });
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let how = Creation { mode: mode & 0o7777 | libc::S_IFREG, umask, rdev: 0, caller: caller(req) };
+        edge("create", || match self.names.create(parent.0, name, &how, flags) {
+            Ok((found, handle)) => {
+                let (attr, generation) = (attr(&found.attributes), Generation(found.generation));
+                reply.created(&self.lifetimes.attributes, &attr, generation, FileHandle(handle), open_flags());
+            }
+            Err(error) => reply.error(code("create", &error)),
+        });
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        edge("read", || reply_read(self.names.handles().get(handle.0), offset, size, reply));
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        how: FuseWriteFlags,
+        flags: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let how = WriteFlags { kill_ids: how.contains(FuseWriteFlags::FUSE_WRITE_KILL_SUIDGID), sync: flags.0 };
+        edge("write", || {
+            let handle = self.names.handles().get(handle.0);
+            match handle.and_then(|handle| handle.write(offset, data, how)) {
+                Ok(()) => reply.written(data.len() as u32),
+                Err(error) => reply.error(code("write", &error)),
+            }
+        });
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        // Nothing is held back here. The kernel hears that it need not ask at each close; it still pushes its pages.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        edge("fsync", || self.with_handle("fsync", handle, reply, |handle| handle.sync(data_only)));
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        edge("release", || self.names.release(handle.0));
+        reply.ok();
+    }
+
+    fn fallocate(
+        &self,
+        req: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        edge("fallocate", || {
+            let allocate = |handle: &Handle| self.names.allocate(handle, mode, offset, length, &caller(req));
+            self.with_handle("fallocate", handle, reply, allocate);
+        });
+    }
+
+    fn lseek(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: i64, how: i32, reply: ReplyLseek) {
+        edge("lseek", || {
+            let (handle, whence, offset) =
+                match (self.names.handles().get(handle.0), whence(how), u64::try_from(offset)) {
+                    (Ok(handle), Ok(whence), Ok(offset)) => (handle, whence, offset),
+                    (Err(error), ..) | (_, Err(error), _) => return reply.error(code("lseek", &error)),
+                    _ => return reply.error(Errno::ENXIO),
+                };
+            let names = self.names.clone();
+            let may_wait = names.seek_may_wait(&handle);
+            let seek = move || match names.seek(&handle, offset, whence) {
+                Ok(at) => reply.offset(at as i64),
+                Err(error) => reply.error(code("lseek", &error)),
+            };
+            if may_wait { self.workers.run("lseek", seek) } else { seek() }
+        });
+    }
+
+    fn copy_file_range(
+        &self,
+        req: &Request,
+        _: INodeNo,
+        handle_in: FileHandle,
+        offset_in: u64,
+        _: INodeNo,
+        handle_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let (names, caller) = (self.names.clone(), caller(req));
+        self.workers.run("copy_file_range", move || {
+            let copy = || {
+                let (from, to) = (names.handles().get(handle_in.0)?, names.handles().get(handle_out.0)?);
+                names.copy_range((&from, offset_in), (&to, offset_out), len.min(MAX_COPY), &caller)
+            };
+            match copy() {
+                Ok(copied) => reply.written(copied as u32),
+                Err(error) => reply.error(code("copy_file_range", &error)),
+            }
+        });
+    }
+
+    fn ioctl(
+        &self,
+        req: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        flags: IoctlFlags,
+        command: u32,
+        argument: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        let ours = [door::IOC_TOKEN, door::IOC_CLONE, door::IOC_PIN].contains(&command);
+        if !ours || flags.contains(IoctlFlags::FUSE_IOCTL_DIR) {
+            return reply.error(Errno::ENOTTY);
+        }
+        let (names, argument, caller) = (self.names.clone(), argument.to_vec(), caller(req));
+        self.workers.run("ioctl", move || {
+            let answer = names.handles().get(handle.0).and_then(|handle| match command {
+                door::IOC_TOKEN => names.token_of(&handle),
+                door::IOC_CLONE => names.clone_by_ioctl(&handle, &argument, &caller).map(|()| Vec::new()),
+                _ => names.pin(&handle).map(|()| Vec::new()),
+            });
+            match answer {
+                Ok(data) => reply.ioctl(0, &data),
+                Err(error) => reply.error(code("ioctl", &error)),
+            }
+        });
+    }
+
+    // ---- open directories ----------------------------------------------------------------------------------------
+
+    fn opendir(&self, _: &Request, id: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        edge("opendir", || match self.names.open_directory(id.0) {
+            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Err(error) => reply.error(code("opendir", &error)),
+        });
+    }
+
+    fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        edge("readdir", || {
+            let listed = self.names.list(handle.0, offset, |offset, entry| {
+                !reply.add(INodeNo(entry.ino), offset, file_type(entry.kind), &entry.name)
+            });
+            match listed {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(code("readdir", &error)),
+            }
+        });
+    }
+
+    fn readdirplus(&self, _: &Request, id: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        edge("readdirplus", || {
+            let add = |offset, entry: Listed| self.add_plus(id.0, offset, &entry, &mut reply);
+            match self.names.list(handle.0, offset, add) {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(code("readdirplus", &error)),
+            }
+        });
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        edge("releasedir", || self.names.release_directory(handle.0));
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _: &Request, id: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        edge("fsyncdir", || reply_empty("fsyncdir", self.names.sync_directory(id.0), reply));
+    }
+}
+
+/// The kernel's end of a mount.
+pub struct KernelEnd(pub Notifier);
+
+impl Kernel for KernelEnd {
+    fn flush_pages(&self, node: u64) {
+        // Offset 0, length 0: the whole file. Dirty pages are written to us before the call returns.
+        if let Err(error) = self.0.inval_inode(INodeNo(node), 0, 0) {
+            tracing::warn!("cannot get cached pages of node {node} from the kernel: {error}");
+        }
+    }
+
+    fn attributes_changed(&self, node: u64) {
+        // A negative offset: attributes only, no pages.
+        if let Err(error) = self.0.inval_inode(INodeNo(node), -1, 0) {
+            tracing::warn!("cannot tell the kernel that node {node} has changed: {error}");
+        }
+    }
+
+    fn grown(&self, node: u64, offset: u64, last: u8) {
+        // The kernel takes a new size from what is stored into its cache, if that is at least one byte.
+        if let Err(error) = self.0.store(INodeNo(node), offset, &[last]) {
+            tracing::warn!("cannot tell the kernel the new size of node {node}: {error}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Thin wrappers over system calls: `c_int` in, `io::Result` out, `EINTR` retried.
+
+use std::ffi::{CStr, CString, OsStr, OsString};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use super::types::{FileKey, SetTime, Stat, Timestamp};
+
+/// Runs a call until it does not fail with EINTR; -1 becomes the errno.
+pub fn retry<T: Copy + PartialEq + From<i8>>(mut call: impl FnMut() -> T) -> io::Result<T> {
+    loop {
+        let value = call();
+        if value != T::from(-1) {
+            return Ok(value);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// A name as C wants it; a NUL in it is `EINVAL`.
+pub fn c_name(name: &OsStr) -> io::Result<CString> {
+    CString::new(name.as_bytes()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// The `struct open_how` of openat2(2).
+#[repr(C)]
+struct OpenHow {
+    flags: u64,
+    mode: u64,
+    resolve: u64,
+}
+
+/// Resolve flags: stay below the directory, follow no link of any kind.
+const BENEATH: u64 = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_MAGICLINKS;
+
+/// openat2(2), below `dir` and through no symbolic link.
+pub fn open_beneath(dir: BorrowedFd<'_>, path: &OsStr, flags: i32, mode: u32) -> io::Result<OwnedFd> {
+    let name = if path.is_empty() { c".".to_owned() } else { c_name(path)? };
+    let how = OpenHow { flags: (flags | libc::O_CLOEXEC) as u64, mode: mode as u64, resolve: BENEATH };
+    let mut tries = 0;
+    loop {
+        // SAFETY: name is NUL-terminated, how is a valid open_how of the size passed.
+        let result = retry(|| unsafe {
+            libc::syscall(libc::SYS_openat2, dir.as_raw_fd(), name.as_ptr(), &raw const how, size_of::<OpenHow>())
+        });
+        match result {
+            // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+            Ok(fd) => return Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }),
+            // EAGAIN: a rename somewhere raced with the walk; the manual says to try again.
+            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) && tries < 128 => tries += 1,
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn to_stat(st: &libc::stat) -> Stat {
+    let time = |seconds: i64, nanos: i64| Timestamp { seconds, nanos: nanos as u32 };
+    Stat {
+        key: FileKey { dev: st.st_dev, ino: st.st_ino },
+        mode: st.st_mode,
+        nlink: st.st_nlink,
+        uid: st.st_uid,
+        gid: st.st_gid,
+        rdev: st.st_rdev,
+        size: st.st_size as u64,
+        blocks: st.st_blocks as u64,
+        blksize: st.st_blksize as u32,
+        atime: time(st.st_atime, st.st_atime_nsec),
+        mtime: time(st.st_mtime, st.st_mtime_nsec),
+        ctime: time(st.st_ctime, st.st_ctime_nsec),
+    }
+}
+
+/// fstat(2).
+pub fn fstat(fd: RawFd) -> io::Result<Stat> {
+    let mut st = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: st has room for a stat; it is read only after the call succeeded.
+    retry(|| unsafe { libc::fstat(fd, st.as_mut_ptr()) })?;
+    // SAFETY: fstat succeeded, so the structure is filled.
+    Ok(to_stat(unsafe { st.assume_init_ref() }))
+}
+
+/// fstatat(2) that does not follow a link.
+pub fn lstat_at(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<Stat> {
+    let mut st = MaybeUninit::<libc::stat>::uninit();
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH;
+    // SAFETY: name is NUL-terminated, st has room for a stat and is read only after success.
+    retry(|| unsafe { libc::fstatat(dir.as_raw_fd(), name.as_ptr(), st.as_mut_ptr(), flags) })?;
+    // SAFETY: the call succeeded, so the structure is filled.
+    Ok(to_stat(unsafe { st.assume_init_ref() }))
+}
+
+/// The `timespec` of utimensat(2) for a request.
+pub fn timespec(time: SetTime) -> libc::timespec {
+    match time {
+        SetTime::Keep => libc::timespec { tv_sec: 0, tv_nsec: libc::UTIME_OMIT },
+        SetTime::Now => libc::timespec { tv_sec: 0, tv_nsec: libc::UTIME_NOW },
+        SetTime::At(t) => libc::timespec { tv_sec: t.seconds, tv_nsec: t.nanos as i64 },
+    }
+}
+
+/// Name of a descriptor under /proc, for calls that want a path.
+pub fn proc_path(fd: RawFd) -> CString {
+    // A formatted integer holds no NUL, so this cannot fail; an empty path would make the call fail safely.
+    CString::new(format!("/proc/self/fd/{fd}")).unwrap_or_default()
+}
+
+/// Calls a function of the xattr family that fills a buffer, growing the buffer until it fits.
+pub fn grow_buffer(mut call: impl FnMut(*mut libc::c_void, usize) -> isize) -> io::Result<Vec<u8>> {
+    let mut buffer = vec![0u8; 256];
+    loop {
+        match retry(|| call(buffer.as_mut_ptr().cast(), buffer.len())) {
+            Ok(len) => {
+                buffer.truncate(len as usize);
+                return Ok(buffer);
+            }
+            Err(e) if e.raw_os_error() == Some(libc::ERANGE) && buffer.len() < (1 << 20) => {
+                buffer.resize(buffer.len() * 8, 0);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Splits the NUL-separated list that listxattr(2) gives.
+pub fn split_names(list: &[u8]) -> Vec<OsString> {
+    list.split(|&b| b == 0).filter(|n| !n.is_empty()).map(|n| OsString::from_vec(n.to_vec())).collect()
+}

@@ -1,0 +1,197 @@
+//! The files of a layer: opened and made when they are needed, and taken over in an adoption.
+
+use std::sync::atomic::Ordering;
+
+use super::map::{self, Map};
+use super::{Layer, MapState, span};
+use crate::error::{Context, Result};
+use crate::io::{FileRef, Open};
+use crate::store::data_path;
+use crate::units::{Id, blocks};
+
+impl Layer {
+    /// The data file for reading; `None` if there is none, because nothing was written.
+    pub fn data(&self) -> Result<Option<FileRef>> {
+        if let Some(data) = &self.body.read().data {
+            return Ok(Some(data.clone()));
+        }
+        let mut body = self.body.write();
+        if body.data.is_none() && (body.complete || !body.present.is_empty()) {
+            let path = data_path(body.file);
+            body.data = Some(self.fs.open(&path, Open::Read).context("open layer data", path)?);
+            body.data_writable = false;
+        }
+        Ok(body.data.clone())
+    }
+
+    /// The data file for writing, made if there is none. Its size is then that of the volume.
+    pub fn data_for_writing(&self) -> Result<FileRef> {
+        {
+            let body = self.body.read();
+            if let (Some(data), true) = (&body.data, body.data_writable) {
+                return Ok(data.clone());
+            }
+        }
+        let mut state = self.map.lock();
+        let mut body = self.body.write();
+        if let (Some(data), true) = (&body.data, body.data_writable) {
+            return Ok(data.clone());
+        }
+        let path = data_path(body.file);
+        let data = if body.complete || !body.present.is_empty() {
+            let data = self.fs.open(&path, Open::Write).context("open layer data", &path)?;
+            // A crash can leave bytes beyond the recorded size; were the volume to grow, they would show.
+            if data.stat().context("open layer data", &path)?.size > self.size() {
+                data.set_len(self.size()).context("open layer data", &path)?;
+            }
+            data
+        } else {
+            self.create_files(&mut state, body.file)?
+        };
+        body.data = Some(data.clone());
+        body.data_writable = true;
+        Ok(data)
+    }
+
+    /// Gives the data file, if there is one yet, a new size. One that is made later gets the volume's.
+    pub fn resize_data(&self, size: u64) -> Result<()> {
+        let exists = {
+            let body = self.body.read();
+            body.data.is_some() || body.complete || !body.present.is_empty()
+        };
+        if !exists {
+            return Ok(());
+        }
+        self.data_for_writing()?.set_len(size).context("set size", data_path(self.file_id()))
+    }
+
+    /// Makes data and map. What a crash left under these names holds nothing that counts, as no block is present.
+    fn create_files(&self, state: &mut MapState, file: Id) -> Result<FileRef> {
+        let path = data_path(file);
+        let made = (|| {
+            let data = match self.fs.open(&path, Open::CreateNew(0o600)) {
+                Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {
+                    let old = self.fs.open(&path, Open::Write)?;
+                    old.set_len(0)?;
+                    old
+                }
+                other => other?,
+            };
+            data.set_len(self.size())?;
+            if state.map.is_none() {
+                state.map = Some(Map::create(&self.fs, file)?);
+            }
+            Ok(data)
+        })();
+        state.names_dirty = true;
+        made.context("make layer data", &path)
+    }
+
+    /// Turns "every block" into a set of blocks, so that a map can say from now on which ones there are, and the size.
+    pub fn itemise(&self) {
+        let mut body = self.body.write();
+        if !body.complete {
+            return;
+        }
+        body.complete = false;
+        body.present.clear();
+        body.present.insert_range(span(0, blocks(self.size())));
+        body.added = body.present.clone();
+        body.cleared.clear();
+        body.extent_changed = true;
+        drop(body);
+        self.dirty.store(true, Ordering::Release);
+    }
+
+    /// Notes that the name of the data file was just made: it is durable after the next flush.
+    pub fn set_names_dirty(&self) {
+        self.map.lock().names_dirty = true;
+        self.dirty.store(true, Ordering::Release);
+    }
+
+    /// Uses `data`, already open for reading and writing, as the data file of a complete layer.
+    pub fn set_complete_data(&self, data: FileRef) {
+        let mut body = self.body.write();
+        body.complete = true;
+        body.data = Some(data);
+        body.data_writable = true;
+        drop(body);
+        self.dirty.store(true, Ordering::Release);
+    }
+
+    /// Takes over the files of the parent, which this layer's blocks have been copied into: the end of an adoption.
+    /// Returns the old name of its files.
+    pub fn take_files(&self, from: &Layer) -> Id {
+        let mut from_state = from.map.lock();
+        let map = from_state.map.take();
+        let names_dirty = from_state.names_dirty;
+        drop(from_state);
+        let mut taken = from.body.write();
+        taken.retired = true;
+        let (file, data, writable) = (taken.file, taken.data.clone(), taken.data_writable);
+        let (complete, present, parent) = (taken.complete, taken.present.clone(), taken.parent.clone());
+        drop(taken);
+        let mut state = self.map.lock();
+        let mut body = self.body.write();
+        state.map = map;
+        state.names_dirty = names_dirty;
+        body.data = data;
+        body.data_writable = writable;
+        body.complete = complete;
+        body.present = present;
+        body.added.clear();
+        body.cleared.clear();
+        body.parent = parent;
+        std::mem::replace(&mut body.file, file)
+    }
+
+    /// Opens the map of a frozen layer for appending, so that blocks can be merged into it.
+    pub fn open_map(&self) -> Result<()> {
+        let mut state = self.map.lock();
+        let file = self.body.read().file;
+        if state.map.is_none() && !self.complete() {
+            let scan = map::read(self.fs.as_ref(), file)?;
+            let map = match scan {
+                Some((_, scan)) => Map::resume(&self.fs, file, &scan),
+                None => Map::create(&self.fs, file),
+            };
+            state.names_dirty = true;
+            state.map = Some(map.context("open map", crate::store::map_path(file))?);
+        }
+        Ok(())
+    }
+
+    /// Closes descriptors that can be reopened at any time.
+    pub fn close_idle(&self) {
+        if self.dirty.load(Ordering::Acquire) {
+            return;
+        }
+        let mut body = self.body.write();
+        body.data = None;
+        body.data_writable = false;
+    }
+
+    /// Reads bytes of blocks that are present. Beyond the volume's end they are zeros, whatever the data file has there:
+    /// a crash can leave bytes of an append that was never synced.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let len = self.size().saturating_sub(offset).min(buf.len() as u64) as usize;
+        let got = match self.data()? {
+            Some(data) => data.read_at(&mut buf[..len], offset).map_err(|e| self.failed("read layer data", e))?,
+            None => 0,
+        };
+        buf[got..].fill(0);
+        Ok(())
+    }
+
+    /// Bytes that its data takes on disk.
+    pub fn disk_bytes(&self) -> u64 {
+        let file = {
+            let body = self.body.read();
+            if let Some(data) = &body.data {
+                return data.stat().map_or(0, |s| s.blocks * 512);
+            }
+            body.file
+        };
+        self.fs.stat(&data_path(file)).map_or(0, |s| s.blocks * 512)
+    }
+}

@@ -1,0 +1,131 @@
+//! Making a layer durable: data first, then the names of its files, then the map (R1).
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::map::{Delta, Map};
+use super::{Latch, Layer, MapState};
+use crate::error::{Context, Error, Result};
+use crate::store::{LAYERS, data_path};
+
+impl Layer {
+    pub(super) fn failed(&self, operation: &'static str, error: std::io::Error) -> Error {
+        Error::io(operation, error).at(data_path(self.file_id()))
+    }
+
+    /// The error to give while the layer is latched.
+    pub fn check_latch(&self) -> Result<()> {
+        let latch = self.latch.lock().clone();
+        latch.check("use layer").map_err(|e| e.at(data_path(self.file_id())))
+    }
+
+    /// Records a failure after which nothing of this layer may be called durable.
+    pub fn latch(&self, error: &std::io::Error) {
+        self.latch.lock().set(error);
+    }
+
+    /// Uses the latch of the volume whose file this layer's data is.
+    pub fn share_latch(&self, latch: &Arc<Latch>) {
+        *self.latch.lock() = latch.clone();
+    }
+
+    /// Whether something was written since the last flush.
+    pub fn is_dirty(&self) -> bool {
+        self.dirty.load(Ordering::Acquire)
+    }
+
+    /// Marks a layer whose data was written by others (a plain file that was just frozen) as not yet durable.
+    pub fn set_dirty(&self) {
+        self.dirty.store(true, Ordering::Release);
+    }
+
+    /// Makes data and map durable, in this order. A failure of a data sync is latched: the next call fails too.
+    /// A full disk while the map is appended to is not: nothing is lost, and a later call can succeed.
+    pub fn flush(&self) -> Result<()> {
+        let mut state = self.map.lock();
+        if self.body.read().retired {
+            return Ok(());
+        }
+        self.check_latch()?;
+        self.dirty.store(false, Ordering::Release);
+        let delta = {
+            let mut body = self.body.write();
+            let changed = body.extent_changed || !body.added.is_empty() || !body.cleared.is_empty();
+            body.extent_changed = false;
+            let (added, cleared) = (std::mem::take(&mut body.added), std::mem::take(&mut body.cleared));
+            let delta = Delta { size: self.size(), overlap: self.overlap(), added, cleared, replace: false };
+            (changed && !body.complete).then_some(delta)
+        };
+        let result = self.flush_steps(&mut state, delta.as_ref());
+        if result.is_err() {
+            self.put_back(delta);
+        }
+        result
+    }
+
+    fn flush_steps(&self, state: &mut MapState, delta: Option<&Delta>) -> Result<()> {
+        if let Some(data) = self.data()? {
+            // The stamp of a shared file is its modification time, which fdatasync does not make durable.
+            let synced = if self.complete() { data.sync_all() } else { data.sync_data() };
+            synced.map_err(|e| {
+                self.latch(&e);
+                self.failed("sync layer data", e)
+            })?;
+        }
+        self.sync_names(state)?;
+        let Some(delta) = delta else { return Ok(()) };
+        let file = self.file_id();
+        if state.map.is_none() {
+            // Only the size changed, and nothing was ever written: there is no map yet.
+            state.map = Some(Map::create(&self.fs, file).map_err(|e| self.failed("make map", e))?);
+            self.fs.sync_dir(Path::new(LAYERS)).context("sync layers directory", LAYERS)?;
+        }
+        let Some(map) = state.map.as_mut() else { return Ok(()) };
+        map.append(delta).map_err(|e| {
+            if !matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) {
+                self.latch(&e);
+            }
+            Error::io("append to map", e).at(crate::store::map_path(file))
+        })?;
+        let body = self.body.read();
+        if map.rewrite_due(&body.present) {
+            // What is not durable yet must not get into the new log.
+            let mut present = &body.present - &body.added;
+            present |= &body.cleared;
+            let whole = Delta { size: delta.size, overlap: delta.overlap, added: present, ..Delta::default() };
+            drop(body);
+            // A failure leaves the old log, which is as good.
+            if map.rewrite(whole).is_ok() {
+                // Old and new say the same, so this flush holds whichever a crash leaves; the next one needs the name.
+                state.names_dirty = true;
+                if self.sync_names(state).is_err() {
+                    self.dirty.store(true, Ordering::Release);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn sync_names(&self, state: &mut MapState) -> Result<()> {
+        if state.names_dirty {
+            self.fs.sync_dir(Path::new(LAYERS)).map_err(|e| {
+                self.latch(&e);
+                Error::io("sync layers directory", e).at(LAYERS)
+            })?;
+            state.names_dirty = false;
+        }
+        Ok(())
+    }
+
+    /// Gives the changes of a failed flush back, under those made since.
+    fn put_back(&self, delta: Option<Delta>) {
+        self.dirty.store(true, Ordering::Release);
+        let Some(delta) = delta else { return };
+        let mut body = self.body.write();
+        let (added, cleared) = (&delta.added - &body.cleared, &delta.cleared - &body.added);
+        body.added |= added;
+        body.cleared |= cleared;
+        body.extent_changed = true;
+    }
+}

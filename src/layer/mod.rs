@@ -1,0 +1,315 @@
+//! A layer: a data file in which block n lies at n * 4096, and the set of blocks that it has.
+//!
+//! | state of a block | in the set | in the data file |
+//! |---|---|---|
+//! | parent | no | nothing that counts: a hole, or leftovers of a write that a crash took back |
+//! | data | yes | the bytes |
+//! | zero | yes | a hole |
+//!
+//! A block's bit is durable only after its data is: [`Layer::flush`] takes the set of newly present blocks, syncs the
+//! data, and only then appends the set to the map.
+
+mod files;
+mod flush;
+pub mod map;
+mod presence;
+pub mod resolve;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use roaring::RoaringBitmap;
+
+use crate::error::{Context, Error, Kind, Result};
+use crate::io::{FileRef, Fs};
+use crate::store::data_path;
+use crate::store::record::{LayerRecord, VolumeRecord};
+use crate::units::{BLOCK, Id, blocks};
+use map::Map;
+
+/// The first failure of a sync of one file. It stays until the pool is opened again.
+#[derive(Default)]
+pub struct Latch(Mutex<Option<String>>);
+
+impl Latch {
+    /// Records a failure, unless there was one. A lack of descriptors or memory is none: the call was never made.
+    pub fn set(&self, error: &std::io::Error) {
+        if !matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) {
+            self.0.lock().get_or_insert(error.to_string());
+        }
+    }
+
+    /// The error to give after a failure.
+    pub fn check(&self, operation: &'static str) -> Result<()> {
+        match &*self.0.lock() {
+            None => Ok(()),
+            Some(why) => Err(Error::new(Kind::Latched, operation)
+                .because(why.clone())
+                .remedy("check the disk, then unmount and mount again")),
+        }
+    }
+}
+
+/// A layer in memory. All methods may be called from any thread.
+pub struct Layer {
+    /// Identity.
+    pub id: Id,
+    fs: Arc<dyn Fs>,
+    /// Size in bytes of the volume this layer is, or was, the top of.
+    size: AtomicU64,
+    /// Blocks of the parent that can be seen.
+    overlap: AtomicU64,
+    /// Data or map were written since the last flush.
+    dirty: AtomicBool,
+    /// Lock order: `map` before `body`; no I/O under `body` but the first opening of the data file.
+    body: RwLock<Body>,
+    map: Mutex<MapState>,
+    /// The first failure after which nothing of this layer may be called durable (R14). Shared with the volume whose
+    /// file it is: the kernel reports the failure only once.
+    latch: Mutex<Arc<Latch>>,
+    /// Its heir's blocks are being copied into its file: what it shows by itself is nobody's contents.
+    adopting: AtomicBool,
+    /// Readers that hold this layer open as a point in time, without a record on disk.
+    pins: AtomicUsize,
+    owners: resolve::Cache,
+}
+
+struct Body {
+    /// Name of the files.
+    file: Id,
+    parent: Option<Arc<Layer>>,
+    data: Option<FileRef>,
+    data_writable: bool,
+    /// Every block is present; `present` is not used.
+    complete: bool,
+    present: RoaringBitmap,
+    /// Changes that the map on disk does not have yet.
+    added: RoaringBitmap,
+    cleared: RoaringBitmap,
+    /// Size or overlap that the map on disk does not have yet.
+    extent_changed: bool,
+    /// Another layer has taken its files: there is nothing left to make durable.
+    retired: bool,
+    /// Blocks written since an adoption began to copy this layer's blocks.
+    touched: Option<RoaringBitmap>,
+}
+
+#[derive(Default)]
+struct MapState {
+    map: Option<Map>,
+    /// Names of data and map may not be durable yet.
+    names_dirty: bool,
+}
+
+/// Blocks `[start, end)` as a roaring bitmap wants them; the last possible block is `u32::MAX - 1`.
+fn span(start: u64, end: u64) -> std::ops::Range<u32> {
+    start.min(u32::MAX as u64) as u32..end.min(u32::MAX as u64) as u32
+}
+
+impl Layer {
+    fn new(fs: &Arc<dyn Fs>, id: Id, file: Id, parent: Option<Arc<Layer>>, size: u64, overlap: u64) -> Layer {
+        Layer {
+            id,
+            fs: fs.clone(),
+            size: AtomicU64::new(size),
+            overlap: AtomicU64::new(overlap),
+            dirty: AtomicBool::new(false),
+            body: RwLock::new(Body {
+                file,
+                parent,
+                data: None,
+                data_writable: false,
+                complete: false,
+                present: RoaringBitmap::new(),
+                added: RoaringBitmap::new(),
+                cleared: RoaringBitmap::new(),
+                extent_changed: false,
+                retired: false,
+                touched: None,
+            }),
+            map: Mutex::new(MapState::default()),
+            latch: Mutex::default(),
+            adopting: AtomicBool::new(false),
+            pins: AtomicUsize::new(0),
+            owners: resolve::Cache::default(),
+        }
+    }
+
+    /// A new empty top layer; it has no files until something is written.
+    pub fn fresh(fs: &Arc<dyn Fs>, id: Id, parent: Option<Arc<Layer>>, size: u64, overlap: u64) -> Arc<Layer> {
+        Arc::new(Layer::new(fs, id, id, parent, size, overlap))
+    }
+
+    /// A frozen layer. `parent` is the layer that the record names.
+    pub fn open_frozen(fs: &Arc<dyn Fs>, record: &LayerRecord, parent: Option<Arc<Layer>>) -> Result<Arc<Layer>> {
+        let mut layer = Layer::new(fs, record.id, record.file, parent, record.size, record.overlap);
+        let body = layer.body.get_mut();
+        body.complete = record.complete;
+        if !record.complete
+            && let Some((presence, _)) = map::read(fs.as_ref(), record.file)?
+        {
+            body.present = presence.present;
+            check_data_exists(fs.as_ref(), body, record.size)?;
+        }
+        Ok(Arc::new(layer))
+    }
+
+    /// The top layer of a volume, as the last flush before now left it.
+    pub fn open_top(fs: &Arc<dyn Fs>, record: &VolumeRecord, parent: Option<Arc<Layer>>) -> Result<Arc<Layer>> {
+        let mut layer = Layer::new(fs, record.top, record.file, parent, record.size, record.overlap);
+        let body = layer.body.get_mut();
+        body.complete = record.complete;
+        if record.complete {
+            // Like any file's, its size is that of the file.
+            let path = data_path(record.file);
+            *layer.size.get_mut() = fs.stat(&path).context("look at layer data", path)?.size;
+        } else if let Some((presence, scan)) = map::read(fs.as_ref(), record.file)? {
+            body.present = presence.present;
+            if let Some((size, overlap)) = presence.extent {
+                *layer.size.get_mut() = size;
+                *layer.overlap.get_mut() = overlap;
+            }
+            let size = presence.extent.map_or(record.size, |(size, _)| size);
+            check_data_exists(fs.as_ref(), body, size)?;
+            let map = Map::resume(fs, record.file, &scan).context("open map", crate::store::map_path(record.file));
+            layer.map.get_mut().map = match map {
+                Ok(map) => Some(map),
+                // A read-only pool can still be read.
+                Err(e) if e.os_error() == Some(libc::EROFS) => None,
+                Err(e) => return Err(e),
+            };
+        }
+        Ok(Arc::new(layer))
+    }
+
+    /// Size in bytes of the volume.
+    pub fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Sets the size; the data file is the caller's business.
+    pub fn set_size(&self, size: u64) {
+        self.size.store(size, Ordering::Release);
+        self.body.write().extent_changed = true;
+        self.dirty.store(true, Ordering::Release);
+    }
+
+    /// Makes the size at least `size`.
+    pub fn grow_size(&self, size: u64) {
+        if self.size.fetch_max(size, Ordering::AcqRel) < size {
+            self.body.write().extent_changed = true;
+            self.dirty.store(true, Ordering::Release);
+        }
+    }
+
+    /// Blocks of the parent that can be seen.
+    pub fn overlap(&self) -> u64 {
+        self.overlap.load(Ordering::Acquire)
+    }
+
+    /// Sets them.
+    pub fn set_overlap(&self, overlap: u64) {
+        self.overlap.store(overlap, Ordering::Release);
+        self.body.write().extent_changed = true;
+        self.dirty.store(true, Ordering::Release);
+    }
+
+    /// The layer below.
+    pub fn parent(&self) -> Option<Arc<Layer>> {
+        self.body.read().parent.clone()
+    }
+
+    /// Name of the files.
+    pub fn file_id(&self) -> Id {
+        self.body.read().file
+    }
+
+    /// Whether it has every block below its size.
+    pub fn complete(&self) -> bool {
+        self.body.read().complete
+    }
+
+    /// Whether nothing was ever written to it.
+    pub fn is_empty(&self) -> bool {
+        let body = self.body.read();
+        !body.complete && body.present.is_empty()
+    }
+
+    /// Lets go of the parent, when no block is absent any more.
+    pub fn drop_parent(&self) {
+        self.body.write().parent = None;
+    }
+
+    /// Holds the layer as a point in time; undone by [`Layer::unpin`].
+    pub fn pin(&self) {
+        self.pins.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Lets go of it.
+    pub fn unpin(&self) {
+        self.pins.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether its heir's blocks are being copied into its file.
+    pub fn adopting(&self) -> bool {
+        self.adopting.load(Ordering::Acquire)
+    }
+
+    /// Says whether they are.
+    pub fn set_adopting(&self, adopting: bool) {
+        self.adopting.store(adopting, Ordering::Release);
+    }
+
+    /// Whether a reader holds it.
+    pub fn pinned(&self) -> bool {
+        self.pins.load(Ordering::Acquire) > 0
+    }
+
+    /// The record of this layer as a frozen one.
+    pub fn frozen_record(&self) -> LayerRecord {
+        let body = self.body.read();
+        LayerRecord {
+            id: self.id,
+            file: body.file,
+            parent: body.parent.as_ref().map(|p| p.id),
+            overlap: self.overlap(),
+            size: self.size(),
+            complete: body.complete,
+            stamp: None,
+        }
+    }
+}
+
+impl Drop for Layer {
+    /// One by one: a chain can be thousands of layers long, and the stack is not.
+    fn drop(&mut self) {
+        let mut next = self.body.get_mut().parent.take();
+        while let Some(mut layer) = next.and_then(Arc::into_inner) {
+            next = layer.body.get_mut().parent.take();
+        }
+    }
+}
+
+/// A map that names blocks without a data file to hold them is damage: reading it must not give zeros. Bits beyond the
+/// size of the volume are left from before it shrank and mean nothing.
+fn check_data_exists(fs: &dyn Fs, body: &Body, size: u64) -> Result<()> {
+    let Some(last) = body.present.range(span(0, blocks(size))).next_back() else { return Ok(()) };
+    let path = data_path(body.file);
+    let damaged = |why: String| {
+        Err(Error::new(Kind::Damaged, "open layer")
+            .at(&path)
+            .because(why)
+            .remedy("restore this file from a backup; the other volumes are not touched"))
+    };
+    match fs.stat(&path) {
+        Ok(stat) if stat.size <= last as u64 * BLOCK => damaged(format!("shorter than its map says: {}", stat.size)),
+        Ok(_) => Ok(()),
+        Err(e) => damaged(e.to_string()),
+    }
+}
+
+/// Bytes from `offset` to the end of its block.
+pub fn to_block_end(offset: u64) -> u64 {
+    BLOCK - offset % BLOCK
+}

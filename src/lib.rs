@@ -1,0 +1,19 @@
+//! clonefs: instant copy-on-write clones of disk images in any Linux directory, which end as ordinary files.
+//!
+//! `ARCHITECTURE.md` walks through the modules. Imports go down this list, never up: `cli`, `client`, `mount`, `fuse`,
+//! `compactor` and `transfer` and `vm`, `pool`, `volume`, `layer`, `store`, `io`; `units`, `error` and `door` are for all.
+
+pub mod cli;
+pub mod client;
+pub mod compactor;
+pub mod door;
+pub mod error;
+pub mod fuse;
+pub mod io;
+pub mod layer;
+pub mod mount;
+pub mod pool;
+pub mod store;
+pub mod transfer;
+pub mod units;
+pub mod volume;

@@ -1,0 +1,7 @@
+//! The `clonefs` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    clonefs::cli::main()
+}

@@ -1,0 +1,52 @@
+//! Mounting and unmounting: options, the session, daemonising, signals, dead mounts.
+
+mod attach;
+mod daemon;
+mod fusermount;
+mod logging;
+pub mod options;
+mod session;
+mod signals;
+pub mod table;
+mod unmount;
+mod xattr;
+
+use std::path::PathBuf;
+
+pub use options::{Access, Options};
+pub use unmount::unmount;
+
+use crate::error::Result;
+
+/// What `clonefs mount` is to do.
+#[derive(Clone, Debug)]
+pub struct MountConfig {
+    /// Directory to serve.
+    pub pool: PathBuf,
+    /// Where to mount it; `None` is over the directory itself.
+    pub mountpoint: Option<PathBuf>,
+    /// What `-o` said.
+    pub options: Options,
+    /// Serve in this process instead of a daemon; [`run`] returns after the unmount.
+    pub foreground: bool,
+}
+
+/// Mounts. With `foreground` it returns when the filesystem was unmounted; otherwise it leaves a daemon behind and
+/// returns when the mount answers. Call it before any thread is started: it forks.
+///
+/// # Errors
+/// The directory is none or cannot be served (the error says why and what to do), another process serves it
+/// ([`Kind::Locked`], with its pid), the mount was refused. Nothing is left behind then.
+pub fn run(config: MountConfig) -> Result<()> {
+    if config.options.remount {
+        return session::remount(&config);
+    }
+    let foreground = config.foreground;
+    logging::start(foreground);
+    let plan = session::Plan::new(config)?;
+    if foreground {
+        session::serve(plan, &mut daemon::Ready::nobody())
+    } else {
+        daemon::daemonise(|ready| session::serve(plan, ready))
+    }
+}

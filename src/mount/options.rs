@@ -1,0 +1,222 @@
+//! The words of `-o`, as mount programs take them.
+
+use libc::c_ulong;
+
+use crate::error::{Error, Kind, Result};
+use crate::units::parse_size;
+
+/// Who besides root and the user who mounts may use the mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Only the user who mounts.
+    Owner,
+    /// That user and root.
+    OwnerAndRoot,
+    /// All, each with the rights that modes and ACLs give.
+    All,
+}
+
+/// How to mount: the result of one or more `-o` lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// `MS_*` flags of mount(2) that were asked for.
+    pub(crate) set: c_ulong,
+    /// Flags that were asked not to be there (`suid` clears `MS_NOSUID`); they are not taken over from the backing mount.
+    pub(crate) cleared: c_ulong,
+    /// Change the flags of a mount that is there, as `mount -o remount,ro` does; all other words are not looked at.
+    pub remount: bool,
+    /// Who may use the mount; `None` is all when root mounts, the owner alone otherwise.
+    pub access: Option<Access>,
+    /// Source shown in the mount table; `None` is the path of the pool.
+    pub source: Option<String>,
+    /// Deepen in the background without being told to.
+    pub deepen_auto: bool,
+    /// Deepen by copying bytes, also where the backing filesystem could share them.
+    pub physical: bool,
+    /// Limit of background work in bytes a second, 0 for none.
+    pub rate: u64,
+    /// Number of threads that serve requests.
+    pub threads: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            set: 0,
+            cleared: 0,
+            remount: false,
+            access: None,
+            source: None,
+            deepen_auto: true,
+            physical: false,
+            rate: 0,
+            threads: 16,
+        }
+    }
+}
+
+/// Words that set (or, the second column, clear) a flag of mount(2).
+const FLAGS: [(&str, &str, c_ulong); 12] = [
+    ("ro", "rw", libc::MS_RDONLY),
+    ("nosuid", "suid", libc::MS_NOSUID),
+    ("nodev", "dev", libc::MS_NODEV),
+    ("noexec", "exec", libc::MS_NOEXEC),
+    ("noatime", "atime", libc::MS_NOATIME),
+    ("nodiratime", "diratime", libc::MS_NODIRATIME),
+    ("relatime", "norelatime", libc::MS_RELATIME),
+    ("strictatime", "nostrictatime", libc::MS_STRICTATIME),
+    ("lazytime", "nolazytime", libc::MS_LAZYTIME),
+    ("sync", "async", libc::MS_SYNCHRONOUS),
+    ("dirsync", "nodirsync", libc::MS_DIRSYNC),
+    ("nosymfollow", "symfollow", MS_NOSYMFOLLOW),
+];
+
+/// Follow no symbolic link below this mount; Linux 5.10, not in the libc crate.
+const MS_NOSYMFOLLOW: c_ulong = 256;
+
+/// Words for mount(8), fstab and systemd that mean nothing here. `default_permissions` is always on.
+const IGNORED: [&str; 13] = [
+    "defaults",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "owner",
+    "group",
+    "nofail",
+    "_netdev",
+    "silent",
+    "loud",
+    "default_permissions",
+];
+
+/// Reads a comma-separated list, such as `ro,noatime,rate=200M`.
+///
+/// # Errors
+/// [`Kind::Invalid`] that names the word: unknown, or with a value that makes no sense.
+pub fn parse(text: &str) -> Result<Options> {
+    let mut options = Options::default();
+    options.add(text)?;
+    Ok(options)
+}
+
+impl Options {
+    /// Adds another list; later words win over earlier ones.
+    ///
+    /// # Errors
+    /// As [`parse`].
+    pub fn add(&mut self, text: &str) -> Result<()> {
+        text.split(',').map(str::trim).filter(|word| !word.is_empty()).try_for_each(|word| self.word(word))
+    }
+
+    /// The mount was asked to be read-only.
+    pub fn read_only(&self) -> bool {
+        self.set & libc::MS_RDONLY != 0
+    }
+
+    fn word(&mut self, word: &str) -> Result<()> {
+        for (on, off, flag) in FLAGS {
+            if word == on {
+                self.set |= flag;
+                self.cleared &= !flag;
+                return Ok(());
+            }
+            if word == off {
+                self.set &= !flag;
+                self.cleared |= flag;
+                return Ok(());
+            }
+        }
+        if IGNORED.contains(&word) {
+            return Ok(());
+        }
+        match word.split_once('=') {
+            None => self.plain(word),
+            Some((name, value)) => self.valued(word, name, value),
+        }
+    }
+
+    fn plain(&mut self, word: &str) -> Result<()> {
+        match word {
+            "allow_other" => self.access = Some(Access::All),
+            "allow_root" => self.access = Some(Access::OwnerAndRoot),
+            "physical" => self.physical = true,
+            "remount" => self.remount = true,
+            _ if word.starts_with("x-") => {}
+            _ => return Err(unknown(word)),
+        }
+        Ok(())
+    }
+
+    fn valued(&mut self, word: &str, name: &str, value: &str) -> Result<()> {
+        match name {
+            "fsname" => self.source = Some(value.to_owned()),
+            "deepen" => match value {
+                "auto" => self.deepen_auto = true,
+                "manual" => self.deepen_auto = false,
+                _ => return Err(bad(word, "deepen is auto or manual")),
+            },
+            "rate" => self.rate = parse_size(value).map_err(|cause| bad(word, cause))?,
+            "threads" => match value.parse() {
+                Ok(threads @ 1..=256) => self.threads = threads,
+                _ => return Err(bad(word, "threads is a number from 1 to 256")),
+            },
+            // From the mount table, where mount(8) looks before it asks for a remount.
+            "user_id" | "group_id" | "max_read" | "blksize" => {}
+            // mount(8) passes the type on when it is written as fuse.clonefs; comment= is for people.
+            "subtype" if value == "clonefs" => {}
+            "comment" => {}
+            _ if name.starts_with("x-") => {}
+            _ => return Err(unknown(word)),
+        }
+        Ok(())
+    }
+}
+
+fn unknown(word: &str) -> Error {
+    Error::new(Kind::Invalid, format!("mount option {word:?} is not known"))
+        .remedy("see `clonefs mount --help` for the options")
+}
+
+fn bad(word: &str, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::new(Kind::Invalid, format!("mount option {word:?}")).because(cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_fstab_line_is_understood() {
+        let options =
+            parse("defaults,_netdev,x-systemd.automount,ro,noatime,allow_other,rate=200M,deepen=manual").unwrap();
+        assert!(options.read_only());
+        assert_eq!(options.set, libc::MS_RDONLY | libc::MS_NOATIME);
+        assert_eq!(options.access, Some(Access::All));
+        assert_eq!((options.rate, options.deepen_auto), (200 << 20, false));
+    }
+
+    #[test]
+    fn the_later_word_wins() {
+        let mut options = parse("ro,nosuid,suid").unwrap();
+        assert_eq!((options.set, options.cleared), (libc::MS_RDONLY, libc::MS_NOSUID));
+        options.add("rw").unwrap();
+        assert!(!options.read_only());
+    }
+
+    #[test]
+    fn what_mount_passes_on_for_a_remount_is_understood() {
+        let options = parse("ro,relatime,remount,user_id=0,group_id=0,default_permissions,allow_other").unwrap();
+        assert!(options.remount && options.read_only());
+    }
+
+    #[test]
+    fn an_unknown_word_is_named() {
+        for word in ["bogus", "rate=fast", "threads=0", "deepen=never", "subtype=other", "size=4G"] {
+            let error = parse(&format!("ro,{word}")).unwrap_err();
+            assert_eq!(error.kind(), Kind::Invalid);
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+}

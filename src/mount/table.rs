@@ -1,0 +1,116 @@
+//! The kernel's mount table, as far as clonefs mounts are concerned.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Context, Result};
+
+/// Type that the kernel shows for a clonefs mount.
+pub const FS_TYPE: &str = "fuse.clonefs";
+
+/// One mounted filesystem.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Number of the mount, as in the `mnt_id` of /proc/PID/fdinfo.
+    pub id: u64,
+    /// Device number, as in `st_dev` of the files in it.
+    pub dev: u64,
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// Its type, such as `ext4` or [`FS_TYPE`].
+    pub fs_type: String,
+    /// What is mounted: the path of the pool for a clonefs mount.
+    pub source: OsString,
+}
+
+/// All mounts that this process can see, the topmost of a place last.
+pub fn mounts() -> Result<Vec<Entry>> {
+    let path = "/proc/self/mountinfo";
+    let text = std::fs::read(path).context("read the mount table", path)?;
+    Ok(text.split(|&b| b == b'\n').filter_map(parse_line).collect())
+}
+
+/// The topmost mount at exactly `path`, which must be absolute and without symbolic links.
+pub fn at(path: &Path) -> Result<Option<Entry>> {
+    Ok(mounts()?.into_iter().rev().find(|entry| entry.mountpoint == path))
+}
+
+/// Reads `36 35 98:0 /root /mnt rw,noatime master:1 - ext4 /dev/sda rw`, see proc_pid_mountinfo(5).
+fn parse_line(line: &[u8]) -> Option<Entry> {
+    let mut fields = line.split(|&b| b == b' ');
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let numbers = std::str::from_utf8(fields.nth(1)?).ok()?;
+    let (major, minor) = numbers.split_once(':')?;
+    let mountpoint = unescape(fields.nth(1)?);
+    let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
+    Some(Entry {
+        id,
+        dev: libc::makedev(major.parse().ok()?, minor.parse().ok()?),
+        mountpoint: mountpoint.into(),
+        fs_type: String::from_utf8(rest.next()?.to_vec()).ok()?,
+        source: unescape(rest.next()?),
+    })
+}
+
+/// Undoes the kernel's `\040` for blanks, tabs, newlines and backslashes.
+fn unescape(field: &[u8]) -> OsString {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, tail)) = rest.split_first() {
+        let octal = (first == b'\\').then(|| tail.get(..3)).flatten().and_then(octal);
+        match octal {
+            Some(byte) => {
+                out.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                out.push(first);
+                rest = tail;
+            }
+        }
+    }
+    OsString::from_vec(out)
+}
+
+fn octal(digits: &[u8]) -> Option<u8> {
+    u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok()
+}
+
+/// An absolute path without symbolic links, also for a mount point whose daemon is dead: only the directory that holds
+/// it is looked at.
+pub fn absolute(path: &Path) -> Result<PathBuf> {
+    let full = std::path::absolute(path).context("find the path of", path)?;
+    match (full.parent(), full.file_name()) {
+        (Some(parent), Some(name)) if !full.as_os_str().as_bytes().ends_with(b"/..") => {
+            let parent = parent.canonicalize().context("find the path of", path)?;
+            let joined = parent.join(name);
+            // A symbolic link to the mount point names the mount point; a dead mount fails here and is none.
+            match std::fs::symlink_metadata(&joined) {
+                Ok(meta) if meta.is_symlink() => joined.canonicalize().context("find the path of", path),
+                _ => Ok(joined),
+            }
+        }
+        _ => full.canonicalize().context("find the path of", path),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_mount_table_is_read() {
+        let line = br"36 35 0:98 / /mnt/a\040b rw,noatime shared:1 master:2 - fuse.clonefs /pool\134x rw,user_id=0";
+        let entry = parse_line(line).unwrap();
+        assert_eq!(entry.mountpoint, Path::new("/mnt/a b"));
+        assert_eq!((entry.fs_type.as_str(), entry.source.as_bytes()), (FS_TYPE, br"/pool\x".as_slice()));
+        assert_eq!((entry.id, entry.dev), (36, 98));
+        assert_eq!(parse_line(b""), None);
+    }
+
+    #[test]
+    fn every_mount_is_found() {
+        assert!(mounts().unwrap().iter().any(|entry| entry.mountpoint == Path::new("/proc")));
+    }
+}

@@ -1,0 +1,423 @@
+//! Cloning. O(1): a link, a few small records, no byte of data.
+//!
+//! | crash after | what is found |
+//! |---|---|
+//! | the link of the source into `layers` | a file that no record names: removed |
+//! | the link of the stub into `stubs` | a link that no record names: removed; the destination is an empty file |
+//! | the journal record | the clone |
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{CloneOptions, Pool, stub};
+use crate::error::{Context, Error, Kind, Result};
+use crate::layer::Layer;
+use crate::store::record::{Change, Deepening, LayerRecord, Stamp, VolumeRecord};
+use crate::store::{data_path, new_id, stub_path};
+use crate::units::{Id, MAX_VOLUME, blocks};
+use crate::volume::overlay::Overlay;
+use crate::volume::plain::Plain;
+use crate::volume::{Hooks, Pinned, State, Volume};
+
+/// A moment of a volume, ready to be read by others once `changes` are committed.
+pub(super) struct Moment {
+    /// What shows it; none for a volume of zeros.
+    pub layer: Option<Arc<Layer>>,
+    /// Blocks of `layer` that can be seen.
+    pub visible: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Layers that may hold data that is not durable yet, lowest first.
+    pub pending: Vec<Arc<Layer>>,
+    changes: Vec<Change>,
+    /// The overlay that it is a moment of; it must still exist when the changes are committed.
+    of: Option<Id>,
+    after: After,
+}
+
+/// What becomes of the source once the changes are committed.
+enum After {
+    /// Nothing.
+    Same,
+    /// A plain file is read through this layer from now on.
+    Shared(Arc<Layer>),
+    /// An overlay writes to this new top layer from now on.
+    NewTop(Arc<Layer>),
+}
+
+/// Each attempt fails only if the last heir of the layer goes at that very moment.
+const ATTEMPTS: usize = 16;
+
+impl Pool {
+    /// Why no clone can be made here, if so.
+    pub fn check_can_clone(&self) -> Result<()> {
+        if self.options.read_only {
+            return Err(Error::new(Kind::ReadOnly, "clone"));
+        }
+        match self.cannot_clone.get() {
+            None => Ok(()),
+            Some(why) => Err(Error::new(Kind::Unsupported, "clone").because(why.clone())),
+        }
+    }
+
+    /// Makes `target`, an empty file, a clone of `source` as it is at one moment of this call. May wait for writes
+    /// that the kernel still holds, so it must not run on a thread that serves them.
+    pub fn clone_volume(
+        self: &Arc<Self>,
+        source: &Arc<Volume>,
+        target: &Arc<Volume>,
+        options: &CloneOptions,
+    ) -> Result<()> {
+        for _ in 1..ATTEMPTS {
+            match self.clone_once(source, target, options) {
+                Err(error) if error.os_error() == Some(libc::EAGAIN) => {}
+                other => return other,
+            }
+        }
+        self.clone_once(source, target, options)
+    }
+
+    fn clone_once(self: &Arc<Self>, source: &Arc<Volume>, target: &Arc<Volume>, options: &CloneOptions) -> Result<()> {
+        self.check_can_clone()?;
+        if Arc::ptr_eq(source, target) {
+            return Err(Error::new(Kind::Invalid, "clone").at(target.path()).because("source and destination are one"));
+        }
+        self.check_elsewhere(source)?;
+        self.env.store.ensure()?;
+        self.dissolve_empty(target)?;
+        // The next write would have to wait for the freeze, and for its syncs: have them behind us.
+        let _held = if source.writers() > 0 { self.freeze_open(source)? } else { None };
+        self.flush_cached(source);
+        let (mut source_gate, mut target_gate);
+        if source.serial < target.serial {
+            source_gate = source.gate().write();
+            target_gate = target.gate().write();
+        } else {
+            target_gate = target.gate().write();
+            source_gate = source.gate().write();
+        }
+        let empty = self.check_target(target, &target_gate)?;
+        let Some(moment) = self.moment(source, &mut source_gate)? else {
+            copy_whole(source, &source_gate, empty, options.size)?;
+            drop((source_gate, target_gate));
+            return if options.sync { target.sync(false) } else { Ok(()) };
+        };
+        let overlay = match self.make_clone(source, target, empty, &moment, options) {
+            Ok(overlay) => overlay,
+            Err(error) => {
+                self.abandon(&moment);
+                return Err(error);
+            }
+        };
+        let number = overlay.debts.commit.load(Ordering::Acquire);
+        let id = overlay.id;
+        *target_gate = State::Overlay(overlay);
+        self.apply_after(source, &mut source_gate, moment, number);
+        {
+            let mut tables = self.tables.lock();
+            tables.stubs.insert(target.key(), id);
+            tables.by_id.insert(id, Arc::downgrade(target));
+            tables.unsettled.insert(target.serial, target.clone());
+        }
+        drop((source_gate, target_gate));
+        self.wake();
+        if options.sync { target.sync(false) } else { Ok(()) }
+    }
+
+    /// Has the kernel hand over pages of `source` that were stored to through a mapping.
+    pub(super) fn flush_cached(&self, source: &Volume) {
+        if source.writers() > 0
+            && let Some(names) = self.names()
+        {
+            names.flush_cached(source.key());
+        }
+    }
+
+    /// The destination must be an empty plain file with one name.
+    fn check_target<'a>(&self, target: &Volume, gate: &'a State) -> Result<&'a Plain> {
+        let refuse = |why: &'static str| {
+            let remedy = "a clone goes into a new, empty file";
+            Err(Error::new(Kind::Exists, "clone").at(target.path()).because(why).remedy(remedy))
+        };
+        let State::Plain(plain) = gate else { return refuse("the destination is not empty") };
+        let stat = plain.file.stat().context("look at destination", target.path())?;
+        if stat.size != 0 || plain.shared.is_some() {
+            return refuse("the destination is not empty");
+        }
+        if stat.nlink != 1 {
+            return refuse("the destination has more than one name, or none");
+        }
+        Ok(plain)
+    }
+
+    /// Freezes a volume, whose gate is held exclusively, at this moment. `None`: it is a file of several names, which
+    /// can only be copied. Nothing is changed until the moment's changes are committed.
+    pub(super) fn moment(&self, source: &Volume, gate: &mut State) -> Result<Option<Moment>> {
+        match gate {
+            State::Broken { why, .. } => Err(Error::new(Kind::Damaged, "clone").at(source.path()).because(why.clone())),
+            State::Plain(plain) => {
+                plain.check_latch().map_err(|e| e.at(source.path()))?;
+                // A layer that nobody reads any more is dropped, and its link removed, under the same lock.
+                let _ops = self.ops.lock();
+                if let Some(layer) = plain.shared.clone() {
+                    if self.env.store.catalogue().layer(layer.id).is_some() {
+                        return Ok(Some(Moment::of_shared(layer)));
+                    }
+                    plain.shared = None;
+                }
+                self.moment_of_plain(source, plain)
+            }
+            State::Overlay(overlay) => self.moment_of_overlay(overlay).map(Some),
+        }
+    }
+
+    fn moment_of_plain(&self, source: &Volume, plain: &Plain) -> Result<Option<Moment>> {
+        let stat = plain.file.stat().context("look at source", source.path())?;
+        if stat.nlink > 1 {
+            return Ok(None);
+        }
+        if stat.size > MAX_VOLUME {
+            return Err(Error::new(Kind::TooLarge, "clone").at(source.path()).remedy("a volume has at most 16T"));
+        }
+        if stat.nlink == 0 {
+            return Err(Error::new(Kind::NotFound, "clone").at(source.path()).because("it has been deleted"));
+        }
+        let id = new_id();
+        plain.file.link_to(&data_path(id)).context("link source", source.path())?;
+        let stamp = Stamp {
+            size: stat.size,
+            seconds: stat.mtime.seconds,
+            nanos: stat.mtime.nanos,
+            firm: false,
+            boot: self.env.fs.boot_id(),
+        };
+        let record = LayerRecord::of_file(id, stat.size, Some(stamp));
+        let layer = Layer::open_frozen(&self.env.fs, &record, None)?;
+        layer.set_complete_data(plain.file.clone());
+        layer.share_latch(&plain.durability.latch);
+        layer.set_names_dirty();
+        let mut moment = Moment::of_shared(layer.clone());
+        moment.changes.push(Change::Layer(record));
+        moment.after = After::Shared(layer);
+        Ok(Some(moment))
+    }
+
+    fn moment_of_overlay(&self, overlay: &Overlay) -> Result<Moment> {
+        let top = &overlay.top;
+        top.check_latch()?;
+        let pending = overlay.debts.pending.lock().clone();
+        let size = top.size();
+        let parent = top.parent();
+        if top.is_empty() && !parent.as_ref().is_some_and(|p| p.adopting()) {
+            // Nothing was written since it was cloned itself: what it shows is what its parent shows.
+            let (layer, visible) = (parent, top.overlap());
+            let of = Some(overlay.id);
+            return Ok(Moment { layer, visible, size, pending, changes: Vec::new(), of, after: After::Same });
+        }
+        let catalogue = self.env.store.catalogue();
+        let record = catalogue.volume(overlay.id).cloned();
+        drop(catalogue);
+        let mut record = record.ok_or_else(|| Error::new(Kind::Damaged, "clone").because("it has no record"))?;
+        let fresh = Layer::fresh(&self.env.fs, new_id(), Some(top.clone()), size, blocks(size));
+        record.top = fresh.id;
+        record.file = fresh.id;
+        record.parent = Some(top.id);
+        record.overlap = blocks(size);
+        record.size = size;
+        record.complete = false;
+        record.source = true;
+        let changes = vec![Change::Layer(top.frozen_record()), Change::Volume(record)];
+        let pending = pending.into_iter().chain([top.clone()]).collect();
+        let after = After::NewTop(fresh);
+        let (layer, of) = (Some(top.clone()), Some(overlay.id));
+        Ok(Moment { layer, visible: blocks(size), size, pending, changes, of, after })
+    }
+
+    /// Commits the moment and the clone made from it.
+    fn make_clone(
+        &self,
+        source: &Volume,
+        target: &Volume,
+        empty: &Plain,
+        moment: &Moment,
+        options: &CloneOptions,
+    ) -> Result<Overlay> {
+        let size = options.size.unwrap_or(moment.size);
+        if size < moment.size && options.visible.is_none() {
+            return Err(Error::new(Kind::Invalid, "clone")
+                .at(target.path())
+                .because(format!("{size} bytes is less than the source has ({})", moment.size)));
+        }
+        if size > MAX_VOLUME {
+            return Err(Error::new(Kind::TooLarge, "clone").at(target.path()).remedy("a volume has at most 16T"));
+        }
+        let (id, top_id) = (new_id(), new_id());
+        let pool = self.env.store.pool_id().ok_or_else(|| Error::new(Kind::Damaged, "clone"))?;
+        stub::mark(empty.file.as_ref(), pool, id)?;
+        if let Err(error) = empty.file.link_to(&stub_path(id)) {
+            stub::unmark(empty.file.as_ref());
+            return Err(Error::io("link stub", error).at(target.path()));
+        }
+        let overlap = moment.visible.min(blocks(moment.size)).min(options.visible.unwrap_or(u64::MAX));
+        let record = VolumeRecord {
+            id,
+            top: top_id,
+            file: top_id,
+            parent: moment.layer.as_ref().map(|l| l.id),
+            overlap,
+            size,
+            complete: false,
+            origin: Some(source.path().to_string_lossy().into_owned()),
+            source: false,
+            deepening: if options.no_deepen { Deepening::Never } else { Deepening::Pool },
+            paused: false,
+            path: target.path().to_string_lossy().into_owned(),
+        };
+        let committed = {
+            let _ops = self.ops.lock();
+            self.check_layer_lives(moment).and_then(|()| self.commit_changes(moment, Some(Change::Volume(record))))
+        };
+        let number = committed.inspect_err(|_| {
+            let _ = self.env.fs.unlink(&stub_path(id));
+            stub::unmark(empty.file.as_ref());
+        })?;
+        let top = Layer::fresh(&self.env.fs, top_id, moment.layer.clone(), size, overlap);
+        Ok(Overlay::new(id, empty.file.clone(), top, moment.pending.clone(), number))
+    }
+
+    /// Under `ops`: neither the source nor the layer has been given up in the meantime.
+    fn check_layer_lives(&self, moment: &Moment) -> Result<()> {
+        let catalogue = self.env.store.catalogue();
+        if moment.of.is_some_and(|id| catalogue.volume(id).is_none()) {
+            return Err(Error::new(Kind::NotFound, "clone").because("the source has been deleted"));
+        }
+        let layer = moment.layer.as_ref().filter(|_| moment.changes.is_empty());
+        if layer.is_some_and(|layer| catalogue.layer(layer.id).is_none()) {
+            return Err(Error::io("clone", std::io::Error::from_raw_os_error(libc::EAGAIN)));
+        }
+        Ok(())
+    }
+
+    /// Commits the changes of a moment and what follows from it. What the user has said of the source since the moment
+    /// was taken (paused, say) stays.
+    fn commit_changes(&self, moment: &Moment, more: Option<Change>) -> Result<u64> {
+        let changes = moment.changes.iter().cloned().chain(more);
+        self.env.store.commit_with(|catalogue| {
+            let current = |change| match change {
+                Change::Volume(mut record) => {
+                    if let Some(now) = catalogue.volume(record.id) {
+                        (record.paused, record.deepening) = (now.paused, now.deepening);
+                    }
+                    Change::Volume(record)
+                }
+                other => other,
+            };
+            changes.map(current).collect()
+        })
+    }
+
+    /// Commits the moment alone, for a reader that nothing on disk names.
+    pub(super) fn commit_moment(&self, source: &Arc<Volume>, gate: &mut State, moment: Moment) -> Result<()> {
+        let committed = {
+            let _ops = self.ops.lock();
+            self.check_layer_lives(&moment).and_then(|()| match moment.changes.is_empty() {
+                true => Ok(0),
+                false => self.commit_changes(&moment, None),
+            })
+        };
+        match committed {
+            Ok(number) => {
+                self.apply_after(source, gate, moment, number);
+                Ok(())
+            }
+            Err(error) => {
+                self.abandon(&moment);
+                Err(error)
+            }
+        }
+    }
+
+    /// What a moment that was not committed left behind.
+    fn abandon(&self, moment: &Moment) {
+        if let After::Shared(layer) = &moment.after {
+            let _ = self.env.fs.unlink(&data_path(layer.id));
+        }
+    }
+
+    /// Puts the source into the state that the committed moment describes.
+    fn apply_after(&self, source: &Arc<Volume>, gate: &mut State, moment: Moment, number: u64) {
+        match (moment.after, gate) {
+            (After::Shared(layer), State::Plain(plain)) => {
+                let mut tables = self.tables.lock();
+                tables.shared.insert(source.key(), layer.id);
+                tables.layers.insert(layer.id, Arc::downgrade(&layer));
+                drop(tables);
+                plain.shared = Some(layer);
+            }
+            (After::NewTop(fresh), State::Overlay(overlay)) => {
+                let frozen = std::mem::replace(&mut overlay.top, fresh);
+                *overlay.debts.pending.lock() = moment.pending;
+                overlay.debts.commit.fetch_max(number, Ordering::AcqRel);
+                overlay.pristine.store(false, Ordering::Release);
+                let mut tables = self.tables.lock();
+                tables.layers.insert(frozen.id, Arc::downgrade(&frozen));
+                tables.unsettled.insert(source.serial, source.clone());
+            }
+            _ => {}
+        }
+    }
+
+    /// Holds the volume as it is at one moment of this call, for reading. Not on a thread that serves writes.
+    pub fn pin(self: &Arc<Self>, source: &Arc<Volume>) -> Result<Pinned> {
+        for _ in 1..ATTEMPTS {
+            match self.pin_once(source) {
+                Err(error) if error.os_error() == Some(libc::EAGAIN) => {}
+                other => return other,
+            }
+        }
+        self.pin_once(source)
+    }
+
+    fn pin_once(self: &Arc<Self>, source: &Arc<Volume>) -> Result<Pinned> {
+        self.check_can_clone()?;
+        self.check_elsewhere(source)?;
+        self.env.store.ensure()?;
+        self.flush_cached(source);
+        let mut gate = source.gate().write();
+        let moment = self.moment(source, &mut gate)?.ok_or_else(|| {
+            Error::new(Kind::Unsupported, "hold a point in time").at(source.path()).because("it has several names")
+        })?;
+        let pinned = Pinned::new(self.env.clone(), moment.layer.clone(), moment.visible, moment.size);
+        self.commit_moment(source, &mut gate, moment)?;
+        Ok(pinned)
+    }
+}
+
+impl Moment {
+    /// What a complete layer shows.
+    fn of_shared(layer: Arc<Layer>) -> Moment {
+        let size = layer.size();
+        let pending = if layer.is_dirty() { vec![layer.clone()] } else { Vec::new() };
+        let (layer, visible) = (Some(layer), blocks(size));
+        Moment { layer, visible, size, pending, changes: Vec::new(), of: None, after: After::Same }
+    }
+}
+
+/// Copies a file of several names, with all writes to it held up: slow, and correct.
+fn copy_whole(source: &Volume, gate: &State, empty: &Plain, size: Option<u64>) -> Result<()> {
+    let State::Plain(plain) = gate else { return Ok(()) };
+    let name: PathBuf = source.path();
+    let len = plain.file.stat().context("look at source", &name)?.size;
+    let size = size.unwrap_or(len);
+    if size < len {
+        return Err(Error::new(Kind::Invalid, "clone").because(format!("{size} bytes is less than the source has")));
+    }
+    let result = super::copy::copy_bytes(plain.file.as_ref(), empty.file.as_ref(), len)
+        .and_then(|()| empty.file.set_len(size).context("set size", &name));
+    empty.touch();
+    if result.is_err() {
+        let _ = empty.file.set_len(0);
+    }
+    result
+}

@@ -1,0 +1,194 @@
+//! Copying ranges between files of the pool: shared where the ranges allow it, copied where they do not.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{CloneOptions, Pool};
+use crate::error::{Context, Error, Kind, Result};
+use crate::io::{File, Whence};
+use crate::units::{BLOCK, MAX_VOLUME, blocks};
+use crate::volume::{State, Volume};
+
+/// Ranges below this are copied: it is quicker, and the copy needs no other file.
+const SHARE_MIN: u64 = 128 << 10;
+/// Copied in one call at most; the caller asks again for the rest.
+const COPY_MOST: u64 = 16 << 20;
+/// Copied at once.
+const PIECE: usize = 1 << 20;
+
+/// Copies the first `len` bytes of one file to another, keeping holes.
+pub(super) fn copy_bytes(from: &dyn File, to: &dyn File, len: u64) -> Result<()> {
+    let mut buffer = vec![0; PIECE];
+    let mut at = 0;
+    while at < len {
+        at = match from.seek(at, Whence::Data) {
+            Ok(data) => data,
+            Err(e) if e.raw_os_error() == Some(libc::ENXIO) => break,
+            Err(_) => at,
+        };
+        let want = (len.saturating_sub(at)).min(PIECE as u64) as usize;
+        let got = from.read_at(&mut buffer[..want], at).map_err(|e| Error::io("read", e))?;
+        if got == 0 {
+            break;
+        }
+        to.write_at(&buffer[..got], at).map_err(|e| Error::io("write", e))?;
+        at += got as u64;
+    }
+    Ok(())
+}
+
+impl Pool {
+    /// Copies at most `len` bytes of `source` at `from` to `target` at `to`; returns how many, 0 at the source's end.
+    /// Equal offsets on block bounds into a file that holds nothing there are shared and cost nothing.
+    pub fn copy_range(
+        self: &Arc<Self>,
+        source: &Arc<Volume>,
+        from: u64,
+        target: &Arc<Volume>,
+        to: u64,
+        len: u64,
+    ) -> Result<u64> {
+        let size = source.size()?;
+        let len = len.min(size.saturating_sub(from));
+        if len == 0 {
+            return Ok(0);
+        }
+        let same = Arc::ptr_eq(source, target);
+        if same && from < to.saturating_add(len) && to < from.saturating_add(len) {
+            return Err(Error::new(Kind::Invalid, "copy range").at(source.path()).because("the ranges overlap"));
+        }
+        let whole_blocks = from.is_multiple_of(BLOCK) && ((from + len).is_multiple_of(BLOCK) || from + len == size);
+        if !same && from == to && whole_blocks && len >= SHARE_MIN && self.check_can_clone().is_ok() {
+            match self.share_range(source, target, from, len, size) {
+                Ok(0) => {}
+                Ok(shared) => return Ok(shared),
+                // What cannot be shared can be copied; a source that is damaged cannot.
+                Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Latched | Kind::Changed | Kind::ReadOnly) => {
+                    return Err(e);
+                }
+                Err(_) => {}
+            }
+        }
+        self.copy_physically(source, from, target, to, len)
+    }
+
+    /// Shares the range if it can; 0 if not.
+    fn share_range(
+        self: &Arc<Self>,
+        source: &Arc<Volume>,
+        target: &Arc<Volume>,
+        from: u64,
+        len: u64,
+        size: u64,
+    ) -> Result<u64> {
+        self.dissolve_empty(target)?;
+        let fresh = match &*target.gate().read() {
+            State::Plain(plain) if plain.shared.is_none() && plain.pristine.load(Ordering::Acquire) => {
+                plain.file.stat().context("look at destination", target.path())?.size
+            }
+            State::Overlay(overlay) if overlay.pristine.load(Ordering::Acquire) => u64::MAX,
+            _ => return Ok(0),
+        };
+        if fresh == 0 && from == 0 && len == size {
+            self.clone_volume(source, target, &CloneOptions::default())?;
+            if let State::Overlay(overlay) = &*target.gate().read() {
+                overlay.pristine.store(true, Ordering::Release);
+            }
+            return Ok(len);
+        }
+        if fresh != u64::MAX && !self.start_sharing(source, target, fresh)? {
+            return Ok(0);
+        }
+        self.share_more(source, target, from, len)
+    }
+
+    /// Makes `target`, of `size` bytes that are all zeros, an overlay over `source` that shows nothing of it yet.
+    fn start_sharing(self: &Arc<Self>, source: &Arc<Volume>, target: &Arc<Volume>, size: u64) -> Result<bool> {
+        if size > MAX_VOLUME {
+            return Ok(false);
+        }
+        // An empty file is what a clone is made from; the zeros come back as blocks that nothing shows.
+        target.set_size(0)?;
+        let options = CloneOptions { size: Some(size), visible: Some(0), ..CloneOptions::default() };
+        let made = self.clone_volume(source, target, &options);
+        let gate = target.gate().write();
+        if let State::Overlay(overlay) = &*gate {
+            overlay.pristine.store(true, Ordering::Release);
+            return Ok(true);
+        }
+        drop(gate);
+        // It was refused, or the source was copied as a whole: back to the zeros it was.
+        target.set_size(0)?;
+        target.set_size(size)?;
+        made.map(|()| false)
+    }
+
+    /// Shares one more range into an overlay that holds nothing but shared ranges and zeros.
+    fn share_more(&self, source: &Arc<Volume>, target: &Arc<Volume>, from: u64, len: u64) -> Result<u64> {
+        self.flush_cached(source);
+        let (mut source_gate, target_gate);
+        if source.serial < target.serial {
+            source_gate = source.gate().write();
+            target_gate = target.gate().write();
+        } else {
+            target_gate = target.gate().write();
+            source_gate = source.gate().write();
+        }
+        let State::Overlay(overlay) = &*target_gate else { return Ok(0) };
+        let Some(parent) = overlay.top.parent().filter(|_| overlay.pristine.load(Ordering::Acquire)) else {
+            return Ok(0);
+        };
+        // The source must still be what the target's parent shows.
+        let unchanged = match &mut *source_gate {
+            State::Plain(plain) => plain.shared.as_ref().is_some_and(|l| Arc::ptr_eq(l, &parent)),
+            State::Overlay(source) => {
+                source.top.is_empty()
+                    && source.top.parent().is_some_and(|l| Arc::ptr_eq(&l, &parent))
+                    && source.top.overlap() >= blocks(from + len).min(blocks(parent.size()))
+            }
+            State::Broken { .. } => false,
+        };
+        let end = from + len;
+        let (first, last) = (from / BLOCK, blocks(end));
+        if !unchanged || end > MAX_VOLUME || from >= parent.size() {
+            return Ok(0);
+        }
+        let top = &overlay.top;
+        let overlap = top.overlap();
+        if end > top.size() {
+            top.resize_data(end)?;
+            top.set_size(end);
+        }
+        if last > overlap {
+            if first > overlap {
+                // What lies between stays zeros: present, without data.
+                top.data_for_writing()?;
+                top.mark(overlap, first);
+            }
+            top.set_overlap(last);
+        }
+        if top.present_below(last) > top.present_below(first) {
+            top.clear(first, last);
+        }
+        overlay.mtime_dirty.store(true, Ordering::Release);
+        Ok(len)
+    }
+
+    fn copy_physically(&self, source: &Arc<Volume>, from: u64, target: &Arc<Volume>, to: u64, len: u64) -> Result<u64> {
+        let len = len.min(COPY_MOST);
+        let mut buffer = vec![0; PIECE.min(len as usize)];
+        let mut done = 0;
+        while done < len {
+            let want = (len - done).min(buffer.len() as u64) as usize;
+            let got = source.read(from + done, &mut buffer[..want])?;
+            if got == 0 {
+                break;
+            }
+            if let Err(error) = target.write(to + done, &buffer[..got]) {
+                return if done > 0 { Ok(done) } else { Err(error) };
+            }
+            done += got as u64;
+        }
+        Ok(done)
+    }
+}

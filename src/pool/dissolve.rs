@@ -1,0 +1,54 @@
+//! A volume that was truncated to nothing becomes an empty plain file again, so that it can be cloned into: `cp a b`
+//! over an existing `b` truncates it first.
+//!
+//! Its contents are gone durably already, so every state that a crash leaves on the way reads as an empty file.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Pool, stub};
+use crate::error::{Context, Result};
+use crate::store::record::Change;
+use crate::store::stub_path;
+use crate::volume::plain::Plain;
+use crate::volume::{State, Volume};
+
+impl Pool {
+    /// Makes an overlay of size 0 a plain file, if its stub has one name.
+    pub(super) fn dissolve_empty(&self, volume: &Arc<Volume>) -> Result<()> {
+        let empty_overlay = |state: &State| matches!(state, State::Overlay(overlay) if overlay.top.size() == 0);
+        if !empty_overlay(&volume.gate().read()) {
+            return Ok(());
+        }
+        let _switching = volume.switching().lock();
+        let mut gate = volume.gate().write();
+        let State::Overlay(overlay) = &*gate else { return Ok(()) };
+        overlay.top.check_latch()?;
+        let (id, file, stub) = (overlay.id, overlay.top.file_id(), overlay.stub.clone());
+        let links = stub.stat().context("look at stub", stub_path(id))?.nlink;
+        if overlay.top.size() != 0 || links != 2 {
+            return Ok(());
+        }
+        stub.set_len(0).context("empty stub", stub_path(id))?;
+        {
+            let _ops = self.ops.lock();
+            self.env.store.commit(vec![Change::DropVolume(id)])?;
+        }
+        stub::unmark(stub.as_ref());
+        let _ = self.env.fs.unlink(&stub_path(id));
+        self.dead.lock().push(super::reap::Dead::Files(file));
+        let mut tables = self.tables.lock();
+        tables.stubs.remove(&volume.key());
+        tables.by_id.remove(&id);
+        tables.unsettled.remove(&volume.serial);
+        drop(tables);
+        self.jobs.lock().remove(&id);
+        self.failures.lock().remove(&id);
+        let plain = Plain::new(stub, None);
+        plain.pristine.store(true, Ordering::Release);
+        *gate = State::Plain(plain);
+        drop(gate);
+        self.wake_background();
+        Ok(())
+    }
+}

@@ -1,0 +1,208 @@
+//! The end of deepening: the data file of a volume that has all its blocks takes the place of its stub, and is from
+//! then on an ordinary file.
+//!
+//! | crash after | what is found |
+//! |---|---|
+//! | the data is durable | the volume, with nothing left to copy |
+//! | the rename | a volume whose stub is in no directory and whose data file is gone: removed. The file is plain |
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Pool, stub};
+use crate::error::{Context, Result};
+use crate::io::{FileKey, FileKind, FileRef, Rename, SetTime};
+use crate::store::record::Change;
+use crate::store::{DIR, LAYERS, data_path, map_path, stub_path};
+use crate::units::Id;
+use crate::volume::overlay::Overlay;
+use crate::volume::plain::Plain;
+use crate::volume::{State, Volume};
+
+/// How an attempt to finish ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Finished {
+    /// It is a plain file now, or was one.
+    Plain,
+    /// It needs no other file, but its stub has several names and stays.
+    Linked,
+    /// Blocks are still absent.
+    NotYet,
+    /// It was deleted.
+    Deleted,
+    /// Its name was not found.
+    Lost,
+}
+
+impl Pool {
+    /// Turns `volume` into a plain file if nothing is absent. Takes the names' lock: the caller must hold no lock.
+    pub fn finish(&self, volume: &Arc<Volume>) -> Result<Finished> {
+        let _switching = volume.switching().lock();
+        let (id, stub, top, syncing) = {
+            let gate = volume.gate().read();
+            let State::Overlay(overlay) = &*gate else { return Ok(Finished::Plain) };
+            if overlay.top.next_absent(0, overlay.visible_end()).is_some() {
+                return Ok(Finished::NotYet);
+            }
+            overlay.clean_absent()?;
+            (overlay.id, overlay.stub.clone(), overlay.top.clone(), overlay.syncing())
+        };
+        // Before the switch, whatever the volume shows must be durable in this one file. What is written after this
+        // overwrites durable bytes, as in any file.
+        syncing.run(self.env.fs.as_ref(), &self.env.store, false)?;
+        let data = top.data_for_writing()?;
+        let file = top.file_id();
+        stub::copy_attributes(stub.as_ref(), data.as_ref()).context("copy attributes", volume.path())?;
+        data.sync_all().context("sync layer data", data_path(file))?;
+        match stub.stat().context("look at stub", stub_path(id))?.nlink {
+            0 | 1 => return Ok(Finished::Deleted),
+            2 => {}
+            _ => return self.release_parent(volume).map(|()| Finished::Linked),
+        }
+        let old = volume.key();
+        let mut outcome = Finished::Plain;
+        let mut replace = |path: &Path| self.replace_stub(volume, file, path, &mut outcome);
+        let hint = self.env.store.catalogue().volume(id).map(|r| PathBuf::from(&r.path));
+        let names = self.names();
+        let mut swap = |hint: Option<&Path>| match &names {
+            Some(names) => names.swap(old, hint, &mut replace),
+            None => Ok(None),
+        };
+        let mut swapped = swap(hint.as_deref())?;
+        if swapped.is_none()
+            && let Some(found) = self.find_by_walk(old)?
+        {
+            swapped = swap(Some(&found))?;
+        }
+        if swapped.is_none() {
+            return Ok(Finished::Lost);
+        }
+        if outcome != Finished::Plain {
+            return Ok(outcome);
+        }
+        self.forget_finished(volume, id, file, old)?;
+        Ok(Finished::Plain)
+    }
+
+    /// With no name changing: the rename, and the switch in memory.
+    fn replace_stub(&self, volume: &Arc<Volume>, file: Id, path: &Path, outcome: &mut Finished) -> Result<FileKey> {
+        let mut gate = volume.gate().write();
+        let State::Overlay(overlay) = &*gate else { return Ok(volume.key()) };
+        let complete = overlay.top.next_absent(0, overlay.visible_end()).is_none();
+        let links = overlay.stub.stat().context("look at stub", path)?.nlink;
+        if !complete || overlay.top.file_id() != file || links != 2 || overlay.top.check_latch().is_err() {
+            // A clone was taken meanwhile, say. The next round sees the new state.
+            *outcome = Finished::NotYet;
+            return Ok(volume.key());
+        }
+        let data = self.give_attributes(volume, overlay, path)?;
+        self.env.fs.rename(&data_path(file), path, Rename::Replace).context("replace stub", path)?;
+        let key = data.stat().context("look at layer data", path)?.key;
+        let mut tables = self.tables.lock();
+        let old = volume.key();
+        tables.volumes.remove(&old);
+        tables.stubs.remove(&old);
+        tables.by_id.remove(&overlay.id);
+        tables.volumes.insert(key, Arc::downgrade(volume));
+        drop(tables);
+        volume.set_key(key);
+        volume.set_path(path);
+        let plain = Plain::new(data, None);
+        *plain.durability.directory.lock() = Some(path.parent().unwrap_or(Path::new("")).to_path_buf());
+        *gate = State::Plain(plain);
+        Ok(key)
+    }
+
+    /// What changed since the attributes were copied: they can change at any time before the rename.
+    fn give_attributes(&self, volume: &Volume, overlay: &Overlay, path: &Path) -> Result<FileRef> {
+        let data = overlay.top.data_for_writing()?;
+        if data.stat().context("look at layer data", path)?.size != overlay.top.size() {
+            data.set_len(overlay.top.size()).context("set size", path)?;
+        }
+        stub::copy_attributes(overlay.stub.as_ref(), data.as_ref()).context("copy attributes", path)?;
+        stub::unmark(data.as_ref());
+        if let Some(mtime) = volume.pending_mtime() {
+            data.set_times(SetTime::Keep, SetTime::At(mtime)).context("set times", path)?;
+            volume.forget_mtime();
+        }
+        Ok(data)
+    }
+
+    /// The names are durable first, then the records go, then what they named.
+    fn forget_finished(&self, volume: &Volume, id: Id, file: Id, _old: FileKey) -> Result<()> {
+        let path = volume.path();
+        let parent = path.parent().unwrap_or(Path::new(""));
+        self.env.fs.sync_dir(parent).context("sync directory", parent)?;
+        self.env.fs.sync_dir(Path::new(LAYERS)).context("sync layers directory", LAYERS)?;
+        let number = {
+            let _ops = self.ops.lock();
+            self.env.store.commit(vec![Change::DropVolume(id)])?
+        };
+        self.env.store.sync(number)?;
+        let _ = self.env.fs.unlink(&stub_path(id));
+        let _ = self.env.fs.unlink(&map_path(file));
+        self.failures.lock().remove(&id);
+        self.jobs.lock().remove(&id);
+        self.wake_background();
+        Ok(())
+    }
+
+    /// A complete volume whose stub must stay lets go of its parent all the same.
+    fn release_parent(&self, volume: &Volume) -> Result<()> {
+        let gate = volume.gate().write();
+        let State::Overlay(overlay) = &*gate else { return Ok(()) };
+        if overlay.top.parent().is_none() || overlay.top.next_absent(0, overlay.visible_end()).is_some() {
+            return Ok(());
+        }
+        let id = overlay.id;
+        let number = {
+            let _ops = self.ops.lock();
+            self.env.store.commit_with(|catalogue| {
+                let record = catalogue.volume(id).cloned();
+                record
+                    .map(|mut r| {
+                        r.parent = None;
+                        Change::Volume(r)
+                    })
+                    .into_iter()
+                    .collect()
+            })?
+        };
+        self.env.store.sync(number)?;
+        overlay.top.drop_parent();
+        drop(gate);
+        self.wake_background();
+        Ok(())
+    }
+
+    /// Looks for a file in the whole tree: for a volume that was renamed without clonefs, or by a directory's rename.
+    fn find_by_walk(&self, key: FileKey) -> Result<Option<PathBuf>> {
+        let mut directories = vec![PathBuf::new()];
+        while let Some(directory) = directories.pop() {
+            let entries = match self.env.fs.list(&directory) {
+                Ok(entries) => entries,
+                // Removed meanwhile, or not ours to read.
+                Err(_) => continue,
+            };
+            for entry in entries {
+                let path = directory.join(&entry.name);
+                if directory.as_os_str().is_empty() && entry.name == DIR {
+                    continue;
+                }
+                let kind = match entry.kind {
+                    Some(kind) => kind,
+                    None => match self.env.fs.stat(&path) {
+                        Ok(stat) => stat.kind(),
+                        Err(_) => continue,
+                    },
+                };
+                if kind == FileKind::Directory {
+                    directories.push(path);
+                } else if entry.ino == key.ino && self.env.fs.stat(&path).is_ok_and(|s| s.key == key) {
+                    return Ok(Some(path));
+                }
+            }
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,592 @@
+//! A pool: its volumes, and the operations that concern more than one of them.
+//!
+//! Lock order: gates of volumes (smaller serial first), `ops`, `tables`, then the store's own. `ops` makes a look at
+//! the catalogue and the change that follows from it one step; no sync is waited for under it.
+
+mod adopt;
+pub mod check;
+mod clone;
+mod copy;
+mod dissolve;
+mod elsewhere;
+mod finish;
+mod freeze;
+mod lock;
+pub mod names;
+mod reap;
+mod report;
+mod settle;
+mod startup;
+pub mod stub;
+
+pub use finish::Finished;
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::door::{DeepenAction, DeepenRequest, Trouble};
+use crate::error::{Context, Error, Kind, Result};
+use crate::io::{FileKey, FileRef, Fs, Open, Stat};
+use crate::layer::Layer;
+use crate::store::record::{Change, Deepening, VolumeRecord};
+use crate::store::{Store, map_path, stub_path};
+use crate::units::Id;
+use crate::volume::overlay::Overlay;
+use crate::volume::plain::Plain;
+use crate::volume::{Env, Hooks, State, Volume};
+
+/// How a pool is served.
+#[derive(Clone, Debug)]
+pub struct PoolOptions {
+    /// New clones are deepened without being asked.
+    pub deepen_auto: bool,
+    /// Limit of background copying in bytes a second, 0 for none.
+    pub rate: u64,
+    /// Nothing is written.
+    pub read_only: bool,
+    /// Deepening copies bytes even where blocks could be shared.
+    pub physical: bool,
+}
+
+impl Default for PoolOptions {
+    fn default() -> PoolOptions {
+        PoolOptions { deepen_auto: true, rate: 0, read_only: false, physical: false }
+    }
+}
+
+/// How a clone is made.
+#[derive(Clone, Debug, Default)]
+pub struct CloneOptions {
+    /// Size in bytes, not below the source's; `None`: the source's.
+    pub size: Option<u64>,
+    /// It stays an overlay until told otherwise.
+    pub no_deepen: bool,
+    /// It is durable when the call returns.
+    pub sync: bool,
+    /// Blocks of the source that the clone shows; the rest is zeros, and `size` may then be anything. `None`: all.
+    pub visible: Option<u64>,
+}
+
+/// The tree of names above a pool, which knows where files are.
+///
+/// Whoever implements it must not hold its lock while calling what can freeze or finish a volume, because that calls
+/// [`Names::swap`]: writing, allocating, setting a size, [`Pool::before_link`], [`Pool::before_touch`], cloning,
+/// copying ranges, pinning. Holding it shared is fine for [`Pool::volume`], [`Pool::describe`] and reads.
+pub trait Names: Send + Sync {
+    /// With no name changing meanwhile: finds the file `key` (where it is known to be, else at `hint`), makes sure
+    /// that it is there, and calls `swap` with its path, which puts another file in its place and returns that one's
+    /// key. `None`: no name was found, `swap` was not called.
+    fn swap(
+        &self,
+        key: FileKey,
+        hint: Option<&Path>,
+        swap: &mut dyn FnMut(&Path) -> Result<FileKey>,
+    ) -> Result<Option<FileKey>>;
+    /// Where a file is, as far as that is known.
+    fn path_of(&self, key: FileKey) -> Option<PathBuf>;
+    /// Has the kernel hand over what it caches of a file. Called with no lock held that a write needs.
+    fn flush_cached(&self, key: FileKey);
+}
+
+/// How long a token can be used.
+const TOKEN_LIFE: Duration = Duration::from_secs(60);
+/// Tokens kept at most; the oldest go first.
+const TOKEN_LIMIT: usize = 4096;
+
+#[derive(Default)]
+struct Tables {
+    /// Open volumes by the file that carries their attributes.
+    volumes: HashMap<FileKey, Weak<Volume>>,
+    /// The same, of volumes in the catalogue, by identity.
+    by_id: HashMap<Id, Weak<Volume>>,
+    /// Volumes that must be kept until they are synced.
+    unsettled: HashMap<u64, Arc<Volume>>,
+    /// Stubs by inode.
+    stubs: HashMap<FileKey, Id>,
+    /// Plain files that clones read through a layer, by inode.
+    shared: HashMap<FileKey, Id>,
+    /// Frozen layers in memory.
+    layers: HashMap<Id, Weak<Layer>>,
+}
+
+/// What was found wrong at the start; it does not change while the pool is served.
+#[derive(Default)]
+struct Findings {
+    /// Layers whose file was changed without clonefs.
+    changed: HashSet<Id>,
+    troubles: Vec<Trouble>,
+}
+
+/// Background work: who waits for what.
+#[derive(Default)]
+struct Work {
+    /// Grows when something changes that background work may wait for.
+    stirred: u64,
+    stopping: bool,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// A pool that is being served. See the module documentation for its locks.
+pub struct Pool {
+    env: Arc<Env>,
+    options: PoolOptions,
+    names: OnceLock<Weak<dyn Names>>,
+    ops: Mutex<()>,
+    tables: Mutex<Tables>,
+    findings: Mutex<Findings>,
+    tokens: Mutex<HashMap<String, (Arc<Volume>, Instant)>>,
+    dead: Mutex<Vec<reap::Dead>>,
+    elsewhere: Mutex<HashSet<FileKey>>,
+    work: Mutex<Work>,
+    stirred: Condvar,
+    paused: AtomicBool,
+    rate: AtomicU64,
+    /// Why no clone can be made here, where that is so.
+    cannot_clone: OnceLock<String>,
+    /// The backing filesystem is one whose SEEK_DATA was never seen to miss data of a file that is not written (R12).
+    trusts_holes: bool,
+    /// Blocks can be shared between files of the backing filesystem.
+    reflink: OnceLock<bool>,
+    jobs: Mutex<HashMap<Id, report::Job>>,
+    failures: Mutex<HashMap<Id, String>>,
+}
+
+impl Pool {
+    /// Opens a pool: takes its lock, recovers its metadata, and removes what a crash left over.
+    pub fn open(fs: Arc<dyn Fs>, options: PoolOptions) -> Result<Arc<Pool>> {
+        lock::acquire(fs.as_ref())?;
+        let store = Store::open(fs.clone(), options.read_only)?;
+        let env = Arc::new(Env {
+            fs,
+            store,
+            read_only: options.read_only,
+            hooks: OnceLock::new(),
+            foreground: AtomicU64::new(0),
+        });
+        let rate = AtomicU64::new(options.rate);
+        let backing = env.fs.info().context("look at filesystem", "")?;
+        let trusts_holes = matches!(backing.type_name(), "ext4" | "xfs" | "btrfs" | "tmpfs");
+        let pool = Arc::new(Pool {
+            env,
+            options,
+            names: OnceLock::new(),
+            ops: Mutex::new(()),
+            tables: Mutex::default(),
+            findings: Mutex::default(),
+            tokens: Mutex::default(),
+            dead: Mutex::default(),
+            elsewhere: Mutex::default(),
+            work: Mutex::default(),
+            stirred: Condvar::new(),
+            paused: AtomicBool::new(false),
+            rate,
+            cannot_clone: OnceLock::new(),
+            trusts_holes,
+            reflink: OnceLock::new(),
+            jobs: Mutex::default(),
+            failures: Mutex::default(),
+        });
+        let weak: Weak<dyn Hooks> = Arc::downgrade(&(pool.clone() as Arc<dyn Hooks>));
+        let _ = pool.env.hooks.set(weak);
+        pool.start_up()?;
+        Ok(pool)
+    }
+
+    /// Tells the pool where names are kept.
+    pub fn set_names(&self, names: Weak<dyn Names>) {
+        let _ = self.names.set(names);
+    }
+
+    fn names(&self) -> Option<Arc<dyn Names>> {
+        self.names.get().and_then(Weak::upgrade)
+    }
+
+    /// The backing filesystem.
+    pub fn fs(&self) -> &Arc<dyn Fs> {
+        &self.env.fs
+    }
+
+    /// The metadata.
+    pub fn store(&self) -> &Store {
+        &self.env.store
+    }
+
+    /// How it is served.
+    pub fn options(&self) -> &PoolOptions {
+        &self.options
+    }
+
+    /// Number of reads and writes by users so far.
+    pub fn foreground(&self) -> u64 {
+        self.env.foreground.load(Ordering::Relaxed)
+    }
+
+    /// Limit of background copying in bytes a second, 0 for none.
+    pub fn rate(&self) -> u64 {
+        self.rate.load(Ordering::Relaxed)
+    }
+
+    /// Whether all background work is paused.
+    pub fn paused(&self) -> bool {
+        self.paused.load(Ordering::Acquire)
+    }
+
+    /// The volume that the regular file `key` is, which is at `path`.
+    pub fn volume(&self, key: FileKey, path: &Path) -> Result<Arc<Volume>> {
+        let mut tables = self.tables.lock();
+        if let Some(volume) = tables.volumes.get(&key).and_then(Weak::upgrade) {
+            volume.set_path(path);
+            return Ok(volume);
+        }
+        let state = match tables.stubs.get(&key).copied() {
+            Some(id) => self.load_overlay(&mut tables, id, path)?,
+            None => self.load_plain(&mut tables, key, path)?,
+        };
+        let id = if let State::Overlay(overlay) = &state { Some(overlay.id) } else { None };
+        let volume = Volume::new(self.env.clone(), key, path, state);
+        tables.volumes.insert(key, Arc::downgrade(&volume));
+        if let Some(id) = id {
+            tables.by_id.insert(id, Arc::downgrade(&volume));
+        }
+        if tables.volumes.len().is_multiple_of(1024) {
+            tables.volumes.retain(|_, v| v.strong_count() > 0);
+            tables.by_id.retain(|_, v| v.strong_count() > 0);
+            tables.layers.retain(|_, l| l.strong_count() > 0);
+        }
+        Ok(volume)
+    }
+
+    /// Opens a file for reading and writing, or for reading where writing is not allowed.
+    fn open_any(&self, path: &Path) -> Result<FileRef> {
+        let how = if self.options.read_only { Open::Read } else { Open::Write };
+        match self.env.fs.open(path, how) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY)) => {
+                self.env.fs.open(path, Open::Read)
+            }
+            other => other,
+        }
+        .context("open file", path)
+    }
+
+    fn load_plain(&self, tables: &mut Tables, key: FileKey, path: &Path) -> Result<State> {
+        let file = self.open_any(path)?;
+        let stat = file.stat().context("open file", path)?;
+        if stat.key != key {
+            return Err(Error::io("open file", std::io::Error::from_raw_os_error(libc::ESTALE)).at(path));
+        }
+        if stat.size > 0 && stat.size <= stub::MAX_STUB && stub::claims_to_be(file.as_ref()) {
+            let why = "it is a stub whose volume is not in this pool's catalogue".to_owned();
+            return Ok(State::Broken { stub: file, why });
+        }
+        if stat.size == 0 {
+            self.unmark_leftover(file.as_ref(), path)?;
+        }
+        let shared = match tables.shared.get(&key).copied() {
+            // Dropped since: it is not shared any more.
+            Some(id) if self.env.store.catalogue().layer(id).is_none() => None,
+            Some(id) => {
+                let layer = self.load_layer(tables, id)?;
+                layer.set_complete_data(file.clone());
+                Some(layer)
+            }
+            None => None,
+        };
+        Ok(State::Plain(Plain::new(file, shared)))
+    }
+
+    /// A crash can leave the mark of a clone that never was on its empty file. It goes, durably, before the file holds
+    /// anything that could then be taken for the text of a stub.
+    fn unmark_leftover(&self, file: &dyn crate::io::File, path: &Path) -> Result<()> {
+        let sound = self.env.store.damage().is_empty() && !self.options.read_only;
+        let Some(pool) = self.env.store.pool_id().filter(|_| sound) else { return Ok(()) };
+        let Some(volume) = stub::marked_as(file, pool) else { return Ok(()) };
+        if self.env.store.catalogue().volume(volume).is_none() {
+            stub::unmark(file);
+            file.sync_all().context("sync file", path)?;
+        }
+        Ok(())
+    }
+
+    fn load_overlay(&self, tables: &mut Tables, id: Id, path: &Path) -> Result<State> {
+        let stub = self.open_any(&stub_path(id)).map_err(|e| e.at(path))?;
+        let record = self.env.store.catalogue().volume(id).cloned();
+        let loaded = match &record {
+            Some(record) => self.load_top(tables, record),
+            None => Err(Error::new(Kind::Damaged, "open volume").because("its record is damaged")),
+        };
+        Ok(match loaded {
+            Ok(top) => State::Overlay(Overlay::new(id, stub, top, Vec::new(), 0)),
+            // An open-file limit or a lack of memory is not damage: the next attempt may do better.
+            Err(error) if error.kind() == Kind::Io && error.errno() != libc::EIO => return Err(error),
+            Err(error) => {
+                self.failures.lock().insert(id, error.to_string());
+                State::Broken { stub, why: error.to_string() }
+            }
+        })
+    }
+
+    fn load_top(&self, tables: &mut Tables, record: &VolumeRecord) -> Result<Arc<Layer>> {
+        let parent = record.parent.map(|id| self.load_layer(tables, id)).transpose()?;
+        Layer::open_top(&self.env.fs, record, parent)
+    }
+
+    /// The frozen layer `id`, and those below it.
+    fn load_layer(&self, tables: &mut Tables, id: Id) -> Result<Arc<Layer>> {
+        let mut records = Vec::new();
+        let mut next = Some(id);
+        let mut parent = None;
+        while let Some(id) = next {
+            if let Some(layer) = tables.layers.get(&id).and_then(Weak::upgrade) {
+                parent = Some(layer);
+                break;
+            }
+            if self.findings.lock().changed.contains(&id) {
+                return Err(Error::new(Kind::Changed, "open layer")
+                    .at(crate::store::data_path(id))
+                    .remedy("its source was changed without clonefs; restore it, or delete the clone"));
+            }
+            let record = self.env.store.catalogue().layer(id).cloned();
+            let record = record.ok_or_else(|| {
+                Error::new(Kind::Damaged, "open layer").at(crate::store::data_path(id)).because("it has no record")
+            })?;
+            if records.len() > self.env.store.catalogue().layer_count() {
+                return Err(Error::new(Kind::Damaged, "open layer").because("layers are each other's parents"));
+            }
+            next = record.parent;
+            records.push(record);
+        }
+        while let Some(record) = records.pop() {
+            let layer = Layer::open_frozen(&self.env.fs, &record, parent)?;
+            tables.layers.insert(record.id, Arc::downgrade(&layer));
+            parent = Some(layer);
+        }
+        parent.ok_or_else(|| Error::new(Kind::Damaged, "open layer"))
+    }
+
+    /// A frozen layer, if it is in the catalogue and sound.
+    pub fn frozen_layer(&self, id: Id) -> Result<Option<Arc<Layer>>> {
+        if self.env.store.catalogue().layer(id).is_none() {
+            return Ok(None);
+        }
+        self.load_layer(&mut self.tables.lock(), id).map(Some)
+    }
+
+    /// Whether files of the backing filesystem can share blocks.
+    pub fn can_share(&self) -> bool {
+        self.reflink.get().copied().unwrap_or(false)
+    }
+
+    /// Whether the backing filesystem tells holes of a file reliably.
+    pub fn trusts_holes(&self) -> bool {
+        self.trusts_holes
+    }
+
+    /// The volume of a file that was just created, empty, through this mount.
+    pub fn created(&self, path: &Path, file: FileRef) -> Result<Arc<Volume>> {
+        let key = file.stat().context("look at new file", path)?.key;
+        let plain = Plain::new(file, None);
+        plain.pristine.store(true, Ordering::Release);
+        let volume = Volume::new(self.env.clone(), key, path, State::Plain(plain));
+        let mut tables = self.tables.lock();
+        tables.volumes.insert(key, Arc::downgrade(&volume));
+        // The inode number may be that of a file that is gone.
+        tables.shared.remove(&key);
+        tables.stubs.remove(&key);
+        Ok(volume)
+    }
+
+    /// The volume with this identity, opened if its stub can be found.
+    pub fn volume_by_id(&self, id: Id) -> Result<Option<Arc<Volume>>> {
+        if let Some(volume) = self.tables.lock().by_id.get(&id).and_then(Weak::upgrade) {
+            return Ok(Some(volume));
+        }
+        let path = stub_path(id);
+        let stat = match self.env.fs.stat(&path) {
+            Ok(stat) => stat,
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+            Err(e) => return Err(Error::io("look at stub", e).at(path)),
+        };
+        let path = self.env.store.catalogue().volume(id).map_or(path, |r| PathBuf::from(&r.path));
+        self.volume(stat.key, &path).map(Some)
+    }
+
+    /// What users see of a regular file whose backing file has the status `stat`.
+    pub fn describe(&self, path: &Path, mut stat: Stat) -> Result<Stat> {
+        let (id, live, shared) = {
+            let tables = self.tables.lock();
+            let id = tables.stubs.get(&stat.key).copied();
+            let live = tables.volumes.get(&stat.key).and_then(Weak::upgrade);
+            (id, live, tables.shared.contains_key(&stat.key))
+        };
+        if shared {
+            // The layer's own link is nothing that users should see.
+            stat.nlink = stat.nlink.saturating_sub(1);
+        }
+        let Some(id) = id else { return Ok(stat) };
+        stat.nlink = stat.nlink.saturating_sub(1);
+        stat.blocks = 0;
+        let live = match live {
+            Some(volume) => volume,
+            None => {
+                let record = self.env.store.catalogue().volume(id).cloned();
+                let unwritten = |r: &VolumeRecord| !r.complete && self.env.fs.stat(&map_path(r.file)).is_err();
+                if let Some(record) = record.filter(unwritten) {
+                    stat.size = record.size;
+                    return Ok(stat);
+                }
+                self.volume(stat.key, path)?
+            }
+        };
+        if let State::Overlay(overlay) = &*live.gate().read() {
+            stat.size = overlay.top.size();
+            stat.blocks = overlay.top.disk_bytes() / 512;
+        }
+        if let Some(mtime) = live.pending_mtime() {
+            stat.mtime = mtime;
+            stat.ctime = stat.ctime.max(mtime);
+        }
+        Ok(stat)
+    }
+
+    /// To be called before a volume gets one more name: a plain file with clones becomes an overlay first, as a file
+    /// of several names cannot be frozen later.
+    pub fn before_link(self: &Arc<Self>, volume: &Arc<Volume>) -> Result<()> {
+        let shared = matches!(&*volume.gate().read(), State::Plain(p) if p.shared.is_some());
+        if shared { self.freeze_plain(volume) } else { Ok(()) }
+    }
+
+    /// To be called before the modification time, or the owner's permission to read, is set: the layer remembers both
+    /// of a plain file with clones.
+    pub fn before_touch(self: &Arc<Self>, volume: &Arc<Volume>) -> Result<()> {
+        volume.forget_mtime();
+        self.before_link(volume)
+    }
+
+    /// A token that stands for `source`.
+    pub fn token(&self, source: &Arc<Volume>) -> Result<String> {
+        let token = format!("{}{}", crate::store::new_id(), crate::store::new_id());
+        let mut tokens = self.tokens.lock();
+        tokens.retain(|_, (_, made)| made.elapsed() < TOKEN_LIFE);
+        while tokens.len() >= TOKEN_LIMIT {
+            let oldest = tokens.iter().min_by_key(|(_, (_, made))| *made).map(|(t, _)| t.clone());
+            oldest.map(|t| tokens.remove(&t));
+        }
+        tokens.insert(token.clone(), (source.clone(), Instant::now()));
+        Ok(token)
+    }
+
+    /// The volume that a token stands for.
+    pub fn redeem(&self, token: &str) -> Result<Arc<Volume>> {
+        let tokens = self.tokens.lock();
+        let found = tokens.get(token).filter(|(_, made)| made.elapsed() < TOKEN_LIFE);
+        // Another pool's token, as far as this one can tell.
+        found.map(|(volume, _)| volume.clone()).ok_or_else(|| {
+            Error::new(Kind::CrossPool, "find clone source").remedy("source and destination must be in one pool")
+        })
+    }
+
+    /// Starts, pauses or resumes deepening, of one volume or of all.
+    pub fn deepen(&self, volume: Option<&Arc<Volume>>, request: &DeepenRequest) -> Result<()> {
+        if let Some(rate) = request.rate {
+            self.rate.store(rate, Ordering::Relaxed);
+        }
+        let Some(volume) = volume else {
+            match request.action {
+                DeepenAction::Pause => self.paused.store(true, Ordering::Release),
+                DeepenAction::Resume | DeepenAction::Start => self.paused.store(false, Ordering::Release),
+            }
+            self.wake();
+            return Ok(());
+        };
+        let id = match &*volume.gate().read() {
+            State::Overlay(overlay) => overlay.id,
+            State::Plain(_) => return Ok(()),
+            State::Broken { why, .. } => {
+                return Err(Error::new(Kind::Damaged, "deepen").at(volume.path()).because(why.clone()));
+            }
+        };
+        self.failures.lock().remove(&id);
+        let number = self.env.store.commit_with(|catalogue| {
+            let Some(mut record) = catalogue.volume(id).cloned() else { return Vec::new() };
+            match request.action {
+                DeepenAction::Start if request.physical => record.deepening = Deepening::Physical,
+                DeepenAction::Start => record.deepening = Deepening::Forced,
+                _ => {}
+            }
+            record.paused = request.action == DeepenAction::Pause;
+            vec![Change::Volume(record)]
+        })?;
+        self.env.store.sync(number)?;
+        self.wake();
+        Ok(())
+    }
+
+    /// Registers a background thread; [`Pool::shutdown`] waits for it.
+    pub fn attach(&self, thread: JoinHandle<()>) {
+        self.work.lock().threads.push(thread);
+    }
+
+    /// Whether background work must end.
+    pub fn stopping(&self) -> bool {
+        self.work.lock().stopping
+    }
+
+    /// Waits until something has changed since `seen`, the pool stops, or `limit` has passed. Returns whether
+    /// something changed.
+    pub fn wait_for_work(&self, seen: &mut u64, limit: Duration) -> bool {
+        let mut work = self.work.lock();
+        if work.stirred == *seen && !work.stopping {
+            self.stirred.wait_for(&mut work, limit);
+        }
+        let changed = work.stirred != *seen;
+        *seen = work.stirred;
+        changed
+    }
+
+    /// Sleeps, unless the pool stops meanwhile.
+    pub fn rest(&self, time: Duration) {
+        let until = Instant::now() + time;
+        let mut work = self.work.lock();
+        while !work.stopping && !self.stirred.wait_until(&mut work, until).timed_out() {}
+    }
+
+    /// Stops background work at a durable point, makes everything durable, and lets go of the pool.
+    pub fn shutdown(&self) -> Result<()> {
+        let threads = {
+            let mut work = self.work.lock();
+            work.stopping = true;
+            std::mem::take(&mut work.threads)
+        };
+        self.stirred.notify_all();
+        for thread in threads {
+            // A thread that panicked has said so itself; what it left is flushed below as far as it is sound.
+            let _ = thread.join();
+        }
+        self.tokens.lock().clear();
+        let flushed = self.flush();
+        let reaped = self.reap_dead();
+        let written = self.env.store.checkpoint();
+        lock::release(self.env.fs.as_ref());
+        flushed.and(reaped).and(written)
+    }
+}
+
+impl Hooks for Pool {
+    fn before_change(&self, volume: &Arc<Volume>) -> Result<()> {
+        self.freeze_plain(volume)
+    }
+
+    fn closed(&self, volume: &Arc<Volume>) {
+        self.volume_closed(volume);
+    }
+
+    fn wake(&self) {
+        self.wake_background();
+    }
+}

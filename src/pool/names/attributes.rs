@@ -1,0 +1,217 @@
+//! Status of nodes and changes of it: mode, owner, times, size.
+
+use std::io;
+use std::sync::Arc;
+
+use super::caller::{CAP_FSETID, Caller};
+use super::copying;
+use super::handle::{Handle, without_ids};
+use super::{NameTree, TRIES, Target, errno, stale};
+use crate::error::{Context, Result};
+use crate::io::{FileKey, FileKind, SetTime, Stat};
+use crate::volume::Volume;
+
+/// I/O size that regular files report: libvirt copies volumes in pieces of it.
+const BLKSIZE: u32 = 1 << 20;
+
+/// Status of a node as users see it.
+#[derive(Clone, Copy, Debug)]
+pub struct Attributes {
+    /// `st_ino`.
+    pub ino: u64,
+    /// All other fields.
+    pub stat: Stat,
+    /// Meant for the one who asked, and for nobody else.
+    pub private: bool,
+}
+
+/// What to change of a node; `None` and [`SetTime::Keep`] leave things as they are.
+#[derive(Clone, Copy, Debug)]
+pub struct Change {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size of a regular file.
+    pub size: Option<u64>,
+    /// Time of last access.
+    pub atime: SetTime,
+    /// Time of last change of contents.
+    pub mtime: SetTime,
+}
+
+impl NameTree {
+    /// Status of a node, for `asker`: cp and install see a file that they copy within this mount without holes, see
+    /// [`copying`](super::copying). All others see the truth.
+    pub fn attributes(&self, id: u64, asker: &Caller) -> Result<Attributes> {
+        let mut attributes = self.honest_attributes(id)?;
+        let stat = &mut attributes.stat;
+        let sparse = stat.kind() == FileKind::File && stat.blocks.saturating_mul(512) < stat.size;
+        if sparse && self.is_being_copied(id, asker) {
+            stat.blocks = stat.size.div_ceil(512);
+            attributes.private = true;
+        }
+        Ok(attributes)
+    }
+
+    pub(super) fn honest_attributes(&self, id: u64) -> Result<Attributes> {
+        for _ in 0..TRIES {
+            let open = {
+                let table = self.table.lock();
+                let node = table.node(id).ok_or_else(stale)?;
+                if let (Some(gone), None) = (node.gone, &node.open) {
+                    return Ok(Attributes { ino: table.shown(id), stat: gone, private: false });
+                }
+                node.open.as_ref().map(|open| open.volume.clone())
+            };
+            let (path, backing) = match open.as_ref().and_then(|volume| volume.file()) {
+                Some(file) => {
+                    let path = self.path(id).unwrap_or_default();
+                    (path.clone(), file.stat().context("look at", path)?)
+                }
+                None => {
+                    let _namespace = self.namespace.read();
+                    self.verified(id)?
+                }
+            };
+            let stat = self.described(&path, backing);
+            if self.is_still(id, open.as_ref(), backing.key) {
+                return Ok(Attributes { ino: self.table.lock().shown(id), stat: stat?, private: false });
+            }
+        }
+        Err(errno("look at a file that is replaced all the time", libc::EBUSY))
+    }
+
+    /// Whether `key` is the backing file of a node still. Where it is not, another one took its place between the look at
+    /// it and what the pool said of it, and the two do not go together: a stub would show its own size.
+    pub(super) fn is_still(&self, id: u64, open: Option<&Arc<Volume>>, key: FileKey) -> bool {
+        // Waits for a swap that is under way.
+        let _namespace = self.namespace.read();
+        match open {
+            Some(volume) => volume.key() == key,
+            None => self.table.lock().node(id).is_some_and(|node| node.key == key),
+        }
+    }
+
+    /// Status of a backing file as users see it.
+    pub(super) fn described(&self, path: &std::path::Path, stat: Stat) -> Result<Stat> {
+        if stat.kind() != FileKind::File {
+            return Ok(stat);
+        }
+        let stat = self.pool.describe(path, stat)?;
+        Ok(Stat { blksize: BLKSIZE, ..stat })
+    }
+
+    fn is_being_copied(&self, id: u64, asker: &Caller) -> bool {
+        let reads = {
+            let table = self.table.lock();
+            let open = table.node(id).and_then(|node| node.open.as_ref());
+            open.is_some_and(|open| open.plain_readers.contains(&asker.pid))
+        };
+        reads
+            && copying::is_copier(&asker.command())
+            && !copying::copies_out(&asker.arguments(), &asker.directory(), &self.settings.mountpoint)
+    }
+
+    /// Changes attributes. The kernel has checked that the caller may do it.
+    pub fn change(&self, id: u64, change: &Change, caller: &Caller) -> Result<()> {
+        if change.uid.is_some() || change.gid.is_some() {
+            // The backing filesystem clears setuid, setgid and capabilities of what is not a directory.
+            self.with_target(id, "change the owner of", |target| target.chown(change.uid, change.gid))?;
+        }
+        if let Some(mode) = change.mode {
+            self.change_mode(id, mode)?;
+        }
+        if let Some(size) = change.size {
+            self.resize(id, size, caller)?;
+        }
+        if change.atime != SetTime::Keep || change.mtime != SetTime::Keep {
+            self.set_times(id, change.atime, change.mtime)?;
+        }
+        Ok(())
+    }
+
+    fn change_mode(&self, id: u64, mode: u32) -> Result<()> {
+        let mode = mode & 0o7777;
+        // Without it the owner, who may be the user that this daemon runs as, could not read a shared layer any more.
+        if mode & libc::S_IRUSR == 0 && self.kind(id)? == FileKind::File {
+            self.pool.before_touch(&self.volume(id)?)?;
+        }
+        self.with_target(id, "change the mode of", |target| target.chmod(mode))?;
+        self.privileges_may_have_changed(id);
+        Ok(())
+    }
+
+    fn resize(&self, id: u64, size: u64, caller: &Caller) -> Result<()> {
+        let volume = self.volume(id)?;
+        self.drop_privileges(id, &volume, caller)?;
+        volume.set_size(size)
+    }
+
+    /// Before a caller changes bytes by other means than a write, for which the kernel would tell us what to take away.
+    pub(super) fn drop_privileges(&self, id: u64, volume: &Arc<Volume>, caller: &Caller) -> Result<()> {
+        let privileges = {
+            let table = self.table.lock();
+            table.node(id).and_then(|node| node.open.as_ref()).map(|open| open.privileges.clone()).unwrap_or_default()
+        };
+        privileges.drop_for_write(volume, self.loses_ids(volume, caller))
+    }
+
+    /// Whether a write by this caller takes setuid and setgid bits away. Only files that have some cost a look at /proc.
+    pub(super) fn loses_ids(&self, volume: &Arc<Volume>, caller: &Caller) -> bool {
+        let mode = volume.file().and_then(|file| file.stat().ok()).map_or(0, |stat| stat.mode);
+        without_ids(mode) != mode && !caller.capable(CAP_FSETID)
+    }
+
+    /// fallocate(2).
+    pub fn allocate(&self, handle: &Handle, mode: i32, offset: u64, len: u64, caller: &Caller) -> Result<()> {
+        handle.allocate(mode, offset, len, self.loses_ids(&handle.volume, caller))
+    }
+
+    fn set_times(&self, id: u64, atime: SetTime, mtime: SetTime) -> Result<()> {
+        if mtime != SetTime::Keep && self.kind(id)? == FileKind::File {
+            self.pool.before_touch(&self.volume(id)?)?;
+        }
+        self.with_target(id, "set the times of", |target| target.set_times(atime, mtime))
+    }
+
+    /// The next write to the file looks for privileges again.
+    pub(super) fn privileges_may_have_changed(&self, id: u64) {
+        let table = self.table.lock();
+        if let Some(open) = table.node(id).and_then(|node| node.open.as_ref()) {
+            open.privileges.may_have_changed();
+        }
+    }
+}
+
+impl Target<'_> {
+    pub(super) fn chmod(&self, mode: u32) -> io::Result<()> {
+        match self {
+            Target::Open(file) => file.chmod(mode),
+            Target::Named(fs, path) => fs.chmod(path, mode),
+        }
+    }
+
+    fn chown(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+        match self {
+            Target::Open(file) => file.chown(uid, gid),
+            Target::Named(fs, path) => fs.chown(path, uid, gid),
+        }
+    }
+
+    fn set_times(&self, atime: SetTime, mtime: SetTime) -> io::Result<()> {
+        match self {
+            Target::Open(file) => file.set_times(atime, mtime),
+            Target::Named(fs, path) => fs.set_times(path, atime, mtime),
+        }
+    }
+
+    pub(super) fn stat(&self) -> io::Result<Stat> {
+        match self {
+            Target::Open(file) => file.stat(),
+            Target::Named(fs, path) => fs.stat(path),
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! The doors of [`crate::door`]: virtual attributes and ioctls.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::caller::{self, Caller};
+use super::handle::Handle;
+use super::{HIDDEN, NameTree, errno, stale};
+use crate::door::{self, CloneRequest, DeepenAction, DeepenRequest, PoolStatus, VolumeInfo};
+use crate::error::{Context, Error, Kind, Result};
+use crate::io::{FileKind, Open, Whence};
+use crate::pool::CloneOptions;
+use crate::pool::check::{Report, check_unlocked};
+use crate::volume::Volume;
+
+/// Longest value of an attribute that the kernel lets through.
+const LONGEST_VALUE: usize = 65536;
+/// How often a check of a served pool looks again at what it found, and how long it waits before.
+const CHECK_AGAIN: usize = 4;
+const CHECK_PAUSE: Duration = Duration::from_millis(50);
+
+/// Bytes of a token; in text it is twice as many hexadecimal digits.
+const TOKEN_BYTES: usize = 16;
+
+impl NameTree {
+    pub(super) fn get_door(&self, id: u64, name: &OsStr, caller: &Caller) -> Result<Vec<u8>> {
+        let kind = self.kind(id)?;
+        match (kind, name.to_str().unwrap_or_default()) {
+            (FileKind::Directory, door::STATUS) => shortened(self.status(), |status| {
+                status.jobs.truncate(status.jobs.len() / 2);
+                status.troubles.truncate(status.troubles.len() / 2);
+            }),
+            (FileKind::Directory, door::CHECK) => shortened(self.check(caller)?, |report| {
+                report.problems.truncate(report.problems.len() / 2);
+            }),
+            (FileKind::File, door::TOKEN) => Ok(self.pool.token(&self.volume(id)?)?.into_bytes()),
+            (FileKind::File, name) => self.describe_volume(id, name),
+            _ => Err(no_such_attribute()),
+        }
+    }
+
+    fn describe_volume(&self, id: u64, name: &str) -> Result<Vec<u8>> {
+        let text: fn(VolumeInfo) -> String = match name {
+            door::INFO => return json(&self.pool.info(&self.volume(id)?)?),
+            door::STATE => |info| info.state.word().to_owned(),
+            door::PROGRESS => |info| format_percent(info.progress),
+            door::PARENT => |info| info.parent.unwrap_or_default(),
+            door::ORIGIN => |info| info.origin.unwrap_or_default(),
+            door::DEPTH => |info| info.depth.to_string(),
+            door::UNIQUE_BYTES => |info| info.unique_bytes.to_string(),
+            door::SHARED_BYTES => |info| info.shared_bytes.to_string(),
+            _ => return Err(no_such_attribute()),
+        };
+        Ok(text(self.pool.info(&self.volume(id)?)?).into_bytes())
+    }
+
+    fn status(&self) -> PoolStatus {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        PoolStatus {
+            pool: text(&self.settings.pool),
+            mountpoint: text(&self.settings.mountpoint),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..self.pool.status()
+        }
+    }
+
+    /// What is wrong on disk. A change under way can look wrong for a moment; damage looks wrong each time.
+    fn check(&self, caller: &Caller) -> Result<Report> {
+        administrators_only("check a pool that is served", caller)?;
+        self.pool.flush()?;
+        let mut report = check_unlocked(&self.fs)?;
+        for _ in 0..CHECK_AGAIN {
+            if report.problems.is_empty() {
+                break;
+            }
+            std::thread::sleep(CHECK_PAUSE);
+            let again = check_unlocked(&self.fs)?;
+            report.problems.retain(|problem| again.problems.contains(problem));
+        }
+        Ok(report)
+    }
+
+    pub(super) fn set_door(&self, id: u64, name: &OsStr, value: &[u8], caller: &Caller) -> Result<()> {
+        let kind = self.kind(id)?;
+        match (kind, name.to_str().unwrap_or_default()) {
+            (FileKind::File, door::CLONE) => self.clone_by_request(id, value, caller),
+            (FileKind::File, door::CLONE_FROM) => self.clone_by_path(id, value, caller),
+            (FileKind::File | FileKind::Directory, door::DEEPEN) => self.deepen(id, kind, value, caller),
+            (FileKind::Directory, door::FLUSH) => self.flush(value, caller),
+            _ => Err(Error::new(Kind::Permission, "set an attribute that is reserved for clonefs")),
+        }
+    }
+
+    fn clone_by_request(&self, target: u64, value: &[u8], caller: &Caller) -> Result<()> {
+        let request: CloneRequest = serde_json::from_slice(value).map_err(|e| bad_request("clone", e))?;
+        let source = self.pool.redeem(&request.token)?;
+        let options =
+            CloneOptions { size: request.size, no_deepen: request.no_deepen, sync: request.sync, visible: None };
+        self.clone_into(&source, target, &options, caller)
+    }
+
+    fn clone_by_path(&self, target: u64, value: &[u8], caller: &Caller) -> Result<()> {
+        let path = self.resolve(target, Path::new(OsStr::from_bytes(value)))?;
+        // The caller's own rights decide, on every directory of the path and on the file: stubs carry the volume's mode,
+        // owner and ACL, so this is the kernel's own check.
+        let open = || self.fs.open(&path, Open::Read).context("open the source of a clone", &path);
+        let file = caller.act(open)?;
+        // Whoever copies a file with its attributes (`cp -a`, `rsync -X`) brings this one along, with a path that a
+        // stranger chose, and then gives the copy the stranger's mode. So this door opens only what strangers may read.
+        let everybody = match caller::effective_uid() {
+            0 => Caller::stranger().act(open).is_ok(),
+            _ => file.stat().context("look at", &path)?.mode & 0o004 != 0,
+        };
+        if !everybody {
+            return Err(errno("clone by path", libc::EACCES)
+                .at(&path)
+                .remedy("not everybody may read the source: use `clonefs clone`, or a token (user.clonefs.token)"));
+        }
+        let key = file.stat().context("look at", &path)?.key;
+        let source = self.pool.volume(key, &path)?;
+        if source.key() != key {
+            return Err(stale().at(&path));
+        }
+        self.clone_into(&source, target, &CloneOptions::default(), caller)
+    }
+
+    /// Path below the root that a user means by `path`, seen from the directory of the file `from`. Links are not
+    /// followed, and `..` is taken by the letter.
+    fn resolve(&self, from: u64, path: &Path) -> Result<PathBuf> {
+        let outside = || Error::new(Kind::CrossPool, "clone from").at(path).because("it is not inside this mount");
+        let start = match path.strip_prefix(&self.settings.mountpoint) {
+            _ if path.as_os_str().is_empty() => return Err(bad_request("clone from", "the path is empty")),
+            Ok(below) => below.to_owned(),
+            Err(_) if path.is_absolute() => return Err(outside()),
+            Err(_) => self.path(from)?.parent().unwrap_or(Path::new("")).join(path),
+        };
+        let mut resolved = PathBuf::new();
+        for component in start.components() {
+            match component {
+                Component::Normal(name) => resolved.push(name),
+                Component::ParentDir if !resolved.pop() => return Err(outside()),
+                _ => {}
+            }
+        }
+        if resolved.starts_with(HIDDEN) {
+            return Err(errno("clone from", libc::ENOENT).at(path));
+        }
+        Ok(resolved)
+    }
+
+    fn clone_into(&self, source: &Arc<Volume>, id: u64, options: &CloneOptions, caller: &Caller) -> Result<()> {
+        let target = self.volume(id)?;
+        if target.size()? != 0 {
+            return Err(Error::new(Kind::Exists, "clone into")
+                .at(self.path(id).unwrap_or_default())
+                .because("the destination is not empty"));
+        }
+        let _sharing = self.sharing.read();
+        self.drop_privileges(id, &target, caller)?;
+        self.pool.clone_volume(source, &target, options)?;
+        self.grown(id, &target)
+    }
+
+    fn deepen(&self, id: u64, kind: FileKind, value: &[u8], caller: &Caller) -> Result<()> {
+        let request = deepen_request(value)?;
+        if kind == FileKind::Directory {
+            administrators_only("control the background work of a pool", caller)?;
+            return self.pool.deepen(None, &request);
+        }
+        let owner = self.honest_attributes(id)?.stat.uid;
+        if caller.uid != owner {
+            administrators_only("control the background work of another user's volume", caller)?;
+        }
+        self.pool.deepen(Some(&self.volume(id)?), &request)
+    }
+
+    fn flush(&self, value: &[u8], caller: &Caller) -> Result<()> {
+        administrators_only("flush a pool", caller)?;
+        if value != b"sync" {
+            return Err(bad_request("flush", "the value is not \"sync\""));
+        }
+        let written = self.table.lock().open_for_writing();
+        for id in written {
+            self.flush_node(id);
+        }
+        self.pool.flush()
+    }
+
+    /// A token for the file of a handle that is open for reading, as bytes.
+    pub fn token_of(&self, handle: &Handle) -> Result<Vec<u8>> {
+        if !handle.can_read() {
+            return Err(errno("read from a handle that is open for writing only", libc::EBADF));
+        }
+        let text = self.pool.token(&handle.volume)?;
+        (0..TOKEN_BYTES)
+            .map(|at| text.get(2 * at..2 * at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok()))
+            .collect::<Option<Vec<u8>>>()
+            .ok_or_else(|| Error::new(Kind::Io, "write a token as bytes"))
+    }
+
+    /// The clone ioctl, on a handle that is open for writing. Can wait for write-back: not for a FUSE thread.
+    pub fn clone_by_ioctl(&self, handle: &Handle, argument: &[u8], caller: &Caller) -> Result<()> {
+        handle.check_writable()?;
+        let (Some(token), Some(size), Some(flags)) =
+            (argument.get(..TOKEN_BYTES), number_at(argument, 16), number_at(argument, 24))
+        else {
+            return Err(bad_request("clone", "the argument is shorter than 32 bytes"));
+        };
+        if flags & !(door::CLONE_NO_DEEPEN | door::CLONE_SYNC) != 0 {
+            return Err(bad_request("clone", format!("unknown flags {flags:#x}")));
+        }
+        let token: String = token.iter().map(|byte| format!("{byte:02x}")).collect();
+        let source = self.pool.redeem(&token)?;
+        let options = CloneOptions {
+            size: (size != 0).then_some(size),
+            no_deepen: flags & door::CLONE_NO_DEEPEN != 0,
+            sync: flags & door::CLONE_SYNC != 0,
+            visible: None,
+        };
+        self.clone_into(&source, handle.node, &options, caller)
+    }
+
+    /// Pins a handle to this moment. Can wait for write-back: not for a FUSE thread.
+    pub fn pin(&self, handle: &Handle) -> Result<()> {
+        if !handle.can_read() {
+            return Err(errno("read from a handle that is open for writing only", libc::EBADF));
+        }
+        if !handle.is_pinned() {
+            let _sharing = self.sharing.read();
+            handle.pin_to(self.pool.pin(&handle.volume)?);
+        }
+        Ok(())
+    }
+
+    /// copy_file_range(2). Can wait for write-back: not for a FUSE thread. May copy less than `len`.
+    pub fn copy_range(
+        &self,
+        (source, from): (&Handle, u64),
+        (target, to): (&Handle, u64),
+        len: u64,
+        caller: &Caller,
+    ) -> Result<u64> {
+        target.check_writable()?;
+        if source.is_pinned() {
+            // The kernel falls back to reading and writing, and reads the point in time that this handle shows.
+            return Err(Error::new(Kind::Unsupported, "copy a range of a pinned handle"));
+        }
+        let _sharing = self.sharing.read();
+        self.drop_privileges(target.node, &target.volume, caller)?;
+        let copied = self.pool.copy_range(&source.volume, from, &target.volume, to, len)?;
+        target.sync_as_opened(target.flags)?;
+        Ok(copied)
+    }
+
+    /// Next data or hole, after what was stored through mappings has arrived. Whether it may have to wait for that, and
+    /// so must not run on a FUSE thread, says [`NameTree::seek_may_wait`].
+    pub fn seek(&self, handle: &Handle, offset: u64, whence: Whence) -> Result<u64> {
+        if !handle.is_pinned() {
+            self.flush_node(handle.node);
+        }
+        handle.seek(offset, whence)
+    }
+
+    /// The kernel can hold pages of the file that have to come here before data and holes are known.
+    pub fn seek_may_wait(&self, handle: &Handle) -> bool {
+        let table = self.table.lock();
+        let open = table.node(handle.node).and_then(|node| node.open.as_ref());
+        !handle.is_pinned() && open.is_some_and(|open| open.writers > 0)
+    }
+}
+
+fn json(value: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|e| Error::new(Kind::Invalid, "write JSON").because(e))
+}
+
+/// As JSON that fits into an attribute; `shorten` takes half of what can be left out.
+fn shortened<T: Serialize>(mut value: T, shorten: impl Fn(&mut T)) -> Result<Vec<u8>> {
+    let mut text = json(&value)?;
+    for _ in 0..usize::BITS {
+        if text.len() <= LONGEST_VALUE {
+            break;
+        }
+        shorten(&mut value);
+        text = json(&value)?;
+    }
+    Ok(text)
+}
+
+fn format_percent(percent: f64) -> String {
+    // Rounded down: 100 means that nothing is missing.
+    if percent >= 100.0 { "100".to_owned() } else { format!("{:.1}", (percent * 10.0).floor() / 10.0) }
+}
+
+fn deepen_request(value: &[u8]) -> Result<DeepenRequest> {
+    let action = match value {
+        b"start" => DeepenAction::Start,
+        b"pause" => DeepenAction::Pause,
+        b"resume" => DeepenAction::Resume,
+        _ => return serde_json::from_slice(value).map_err(|e| bad_request("deepen", e)),
+    };
+    Ok(DeepenRequest { action, rate: None, physical: false })
+}
+
+fn number_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+fn administrators_only(what: &'static str, caller: &Caller) -> Result<()> {
+    if caller.is_administrator() { Ok(()) } else { Err(Error::new(Kind::Permission, what)) }
+}
+
+fn no_such_attribute() -> Error {
+    errno("read a virtual attribute", libc::ENODATA)
+}
+
+fn bad_request(what: &'static str, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::new(Kind::Invalid, what).because(cause)
+}

@@ -1,0 +1,254 @@
+//! Open files and directories. A handle holds nothing that could not be made again from its node and its open flags,
+//! except the point in time of a pinned one.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::errno;
+use crate::error::{Context, Result};
+use crate::io::{DirEntry, FileRef, Whence};
+use crate::volume::{Pinned, Volume};
+
+/// What a node knows of its open handles.
+pub struct OpenFile {
+    /// The file.
+    pub volume: Arc<Volume>,
+    /// Number of handles.
+    pub handles: u32,
+    /// Number of handles open for writing.
+    pub writers: u32,
+    /// Threads that opened it for nothing but reading and wait for their bytes: `O_RDONLY` without `O_NONBLOCK`.
+    pub plain_readers: Vec<u32>,
+    /// Privileges that writing must take away.
+    pub privileges: Arc<Privileges>,
+}
+
+/// What is known of setuid and setgid bits and capabilities of an open file, so that not every write has to look.
+#[derive(Default)]
+pub struct Privileges(AtomicU8);
+
+const NO_IDS: u8 = 1;
+const NO_CAPABILITIES: u8 = 2;
+
+impl Privileges {
+    /// A call that can set privileges was let through: the next write looks again.
+    pub fn may_have_changed(&self) {
+        self.0.store(0, Ordering::SeqCst);
+    }
+
+    /// Before bytes of `volume` change: takes file capabilities away, and with `ids` the setuid and setgid bits too.
+    ///
+    /// The kernel does this by itself for what the daemon writes to a plain file; the bytes of an overlay go to another
+    /// file than the one that carries its attributes.
+    pub(super) fn drop_for_write(&self, volume: &Volume, ids: bool) -> Result<()> {
+        let wanted = NO_CAPABILITIES | if ids { NO_IDS } else { 0 };
+        if self.0.load(Ordering::SeqCst) & wanted == wanted {
+            return Ok(());
+        }
+        // Under the volume's gate: no other file takes the place of this one with the privileges that it has now.
+        let dropped = volume.with_file(|file| {
+            drop_capabilities(file)?;
+            if ids { drop_ids(file) } else { Ok(()) }
+        });
+        dropped.context("take the privileges off a file that is written to", volume.path())?;
+        self.0.fetch_or(wanted, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+fn drop_capabilities(file: &FileRef) -> io::Result<()> {
+    let name = "security.capability".into();
+    match file.get_xattr(&name) {
+        Ok(_) => file.remove_xattr(&name),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+fn drop_ids(file: &FileRef) -> io::Result<()> {
+    let mode = file.stat()?.mode & 0o7777;
+    let kept = without_ids(mode);
+    if kept == mode { Ok(()) } else { file.chmod(kept) }
+}
+
+/// The mode that is left when a file is written to: setgid without group execution is not a privilege.
+pub fn without_ids(mode: u32) -> u32 {
+    let group = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
+    mode & !(libc::S_ISUID | group)
+}
+
+/// How a write came in.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WriteFlags {
+    /// The writer may not keep setuid and setgid bits.
+    pub kill_ids: bool,
+    /// `O_SYNC` or `O_DSYNC`, from the open, the mount or the write itself.
+    pub sync: i32,
+}
+
+/// An open regular file.
+pub struct Handle {
+    /// Its node.
+    pub node: u64,
+    /// The file.
+    pub volume: Arc<Volume>,
+    /// Flags of the open.
+    pub flags: i32,
+    /// Thread that opened it.
+    pub pid: u32,
+    pub(super) privileges: Arc<Privileges>,
+    pinned: OnceLock<Pinned>,
+}
+
+impl Handle {
+    pub(super) fn new(node: u64, open: &OpenFile, flags: i32, pid: u32) -> Handle {
+        let (volume, privileges) = (open.volume.clone(), open.privileges.clone());
+        Handle { node, volume, flags, pid, privileges, pinned: OnceLock::new() }
+    }
+
+    /// Open for reading.
+    pub fn can_read(&self) -> bool {
+        self.flags & libc::O_ACCMODE != libc::O_WRONLY
+    }
+
+    /// Open for writing, and not pinned to a point in time.
+    pub fn can_write(&self) -> bool {
+        opens_for_writing(self.flags) && self.pinned.get().is_none()
+    }
+
+    /// Reads until `buf` is full or the file ends; returns the number of bytes read.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        match self.pinned.get() {
+            Some(pinned) => pinned.read(offset, buf),
+            None => self.volume.read(offset, buf),
+        }
+    }
+
+    /// Writes all of `data`.
+    pub fn write(&self, offset: u64, data: &[u8], how: WriteFlags) -> Result<()> {
+        self.check_writable()?;
+        self.privileges.drop_for_write(&self.volume, how.kill_ids)?;
+        self.volume.write(offset, data)?;
+        self.sync_as_opened(how.sync)
+    }
+
+    /// fallocate(2).
+    pub fn allocate(&self, mode: i32, offset: u64, len: u64, kill_ids: bool) -> Result<()> {
+        self.check_writable()?;
+        self.privileges.drop_for_write(&self.volume, kill_ids)?;
+        self.volume.allocate(mode, offset, len)?;
+        self.sync_as_opened(self.flags)
+    }
+
+    /// What `O_SYNC` and `O_DSYNC` in `flags` promise.
+    pub fn sync_as_opened(&self, flags: i32) -> Result<()> {
+        // O_SYNC is O_DSYNC and one more bit.
+        match flags & libc::O_SYNC {
+            0 => Ok(()),
+            libc::O_SYNC => self.volume.sync(false),
+            _ => self.volume.sync(true),
+        }
+    }
+
+    /// fsync(2) or fdatasync(2).
+    pub fn sync(&self, data_only: bool) -> Result<()> {
+        self.volume.sync(data_only)
+    }
+
+    /// Next data or hole.
+    pub fn seek(&self, offset: u64, whence: Whence) -> Result<u64> {
+        match self.pinned.get() {
+            Some(pinned) => pinned.seek(offset, whence),
+            None => self.volume.seek(offset, whence),
+        }
+    }
+
+    /// From now on this handle reads that point in time, unless it reads an earlier one already.
+    pub(super) fn pin_to(&self, moment: Pinned) {
+        drop(self.pinned.set(moment));
+    }
+
+    /// The handle reads a point in time.
+    pub fn is_pinned(&self) -> bool {
+        self.pinned.get().is_some()
+    }
+
+    pub(super) fn check_writable(&self) -> Result<()> {
+        if self.can_write() {
+            Ok(())
+        } else {
+            Err(errno("write to a handle that is not open for writing", libc::EBADF))
+        }
+    }
+}
+
+/// Whether open flags ask for writing.
+pub fn opens_for_writing(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+/// Whether open flags are those of a program that wants the bytes now, see [`OpenFile::plain_readers`].
+pub fn is_plain_reader(flags: i32) -> bool {
+    !opens_for_writing(flags) && flags & libc::O_NONBLOCK == 0
+}
+
+/// An open directory.
+pub struct DirHandle {
+    /// Its node.
+    pub node: u64,
+    /// What was in it when it was last read from the start.
+    pub entries: Mutex<Vec<DirEntry>>,
+}
+
+/// All open handles by the number that the kernel has for them.
+#[derive(Default)]
+pub struct Handles {
+    next: AtomicU64,
+    files: RwLock<HashMap<u64, Arc<Handle>>>,
+    directories: RwLock<HashMap<u64, Arc<DirHandle>>>,
+}
+
+impl Handles {
+    fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Adds an open file.
+    pub fn add(&self, handle: Handle) -> u64 {
+        let number = self.number();
+        self.files.write().insert(number, Arc::new(handle));
+        number
+    }
+
+    /// The open file of a number.
+    pub fn get(&self, number: u64) -> Result<Arc<Handle>> {
+        self.files.read().get(&number).cloned().ok_or_else(|| errno("use a closed handle", libc::EBADF))
+    }
+
+    /// Removes an open file.
+    pub fn remove(&self, number: u64) -> Option<Arc<Handle>> {
+        self.files.write().remove(&number)
+    }
+
+    /// Adds an open directory.
+    pub fn add_directory(&self, node: u64) -> u64 {
+        let number = self.number();
+        self.directories.write().insert(number, Arc::new(DirHandle { node, entries: Mutex::new(Vec::new()) }));
+        number
+    }
+
+    /// The open directory of a number.
+    pub fn directory(&self, number: u64) -> Result<Arc<DirHandle>> {
+        self.directories.read().get(&number).cloned().ok_or_else(|| errno("use a closed directory", libc::EBADF))
+    }
+
+    /// Removes an open directory.
+    pub fn remove_directory(&self, number: u64) {
+        self.directories.write().remove(&number);
+    }
+}

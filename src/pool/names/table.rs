@@ -1,0 +1,503 @@
+//! The node table: which number stands for which file, and under which names it is known. Pure bookkeeping, no I/O.
+//!
+//! The number of a node is also the `st_ino` that users see: the inode number of the backing file when the node was
+//! made. It stays with the node when the backing file is replaced (a shared file is frozen, a deepened one becomes
+//! plain). When another live node has the number already, or the file lies on another device than the root, the number
+//! is made up; so two files never show the same one, and most numbers can be found again from the disk alone.
+//! A number may come back after its node was forgotten, always with another generation.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::handle::OpenFile;
+use crate::io::{FileKey, FileKind, Stat};
+
+/// Number of the root node, fixed by the FUSE protocol.
+pub const ROOT: u64 = 1;
+/// Numbers above this one are made up by a counter. They are positive for those who take them for signed.
+const MADE_UP: u64 = 1 << 62;
+/// Numbers from here on are those of files on other devices: 14 bits of device index, 47 bits of inode number.
+const FOREIGN: u64 = 1 << 61;
+const FOREIGN_INO_BITS: u32 = 47;
+
+/// A file or directory that the kernel knows.
+pub struct Node {
+    /// Distinguishes this node from earlier ones with the same number.
+    pub generation: u64,
+    /// What it is; never changes.
+    pub kind: FileKind,
+    /// The backing file.
+    pub key: FileKey,
+    /// A regular file with open handles.
+    pub open: Option<OpenFile>,
+    /// Last status of a file that lost its last known name, for those who still hold it.
+    pub gone: Option<Stat>,
+    /// Times that the kernel was told the number, less those that it forgot.
+    lookups: u64,
+    /// Directory and name, the one seen last at the end.
+    links: Vec<(u64, Arc<OsStr>)>,
+    /// Known entries of a directory.
+    children: HashMap<Arc<OsStr>, u64>,
+}
+
+/// All nodes.
+pub struct Table {
+    nodes: HashMap<u64, Node>,
+    by_key: HashMap<FileKey, u64>,
+    /// Devices seen, the root's first.
+    devices: Vec<u64>,
+    made_up: u64,
+    generation: u64,
+}
+
+/// A name: its directory and the name in it.
+type Name<'a> = (u64, &'a OsStr);
+
+impl Table {
+    /// A table that knows the root directory only.
+    pub fn new(root: FileKey) -> Table {
+        let devices = vec![root.dev];
+        let mut table = Table { nodes: HashMap::new(), by_key: HashMap::new(), devices, made_up: 0, generation: 0 };
+        table.insert(ROOT, root, FileKind::Directory);
+        table
+    }
+
+    /// The node with this number.
+    pub fn node(&self, id: u64) -> Option<&Node> {
+        self.nodes.get(&id)
+    }
+
+    /// The node with this number, to change it.
+    pub fn node_mut(&mut self, id: u64) -> Option<&mut Node> {
+        self.nodes.get_mut(&id)
+    }
+
+    /// The node of a backing file.
+    pub fn find(&self, key: FileKey) -> Option<u64> {
+        self.by_key.get(&key).copied()
+    }
+
+    /// The node known under a name.
+    pub fn child(&self, parent: u64, name: &OsStr) -> Option<u64> {
+        self.nodes.get(&parent)?.children.get(name).copied()
+    }
+
+    /// Records that a name is the file `key`, and that the kernel is told so once; returns its number.
+    pub fn enter(&mut self, parent: u64, name: &OsStr, key: FileKey, kind: FileKind) -> u64 {
+        let known = self.find(key).filter(|id| self.may_be(*id, kind, (parent, name)));
+        let id = known.unwrap_or_else(|| self.make(key, kind));
+        self.name(id, (parent, name));
+        id
+    }
+
+    /// As [`Table::enter`] for a file that was just made: a node that has the same key is of an older file.
+    pub fn enter_new(&mut self, parent: u64, name: &OsStr, key: FileKey, kind: FileKind) -> u64 {
+        let id = self.make(key, kind);
+        self.name(id, (parent, name));
+        id
+    }
+
+    /// The kernel forgot the number `count` times.
+    pub fn forget(&mut self, id: u64, count: u64) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.lookups = node.lookups.saturating_sub(count);
+            self.collect(id);
+        }
+    }
+
+    /// A name was found to be no more, or to be of another file.
+    pub fn detach(&mut self, parent: u64, name: &OsStr) {
+        if let Some(id) = self.take((parent, name)) {
+            self.collect(id);
+            self.collect(parent);
+        }
+    }
+
+    /// A file lost a name for good; `status` is what it was like. Without a known name and without an open handle its
+    /// inode number may come back as another file, so the key no longer leads here.
+    pub fn removed(&mut self, parent: u64, name: &OsStr, status: Stat) {
+        let Some(id) = self.take((parent, name)) else { return };
+        if let Some(node) = self.nodes.get_mut(&id).filter(|node| node.links.is_empty()) {
+            node.gone = Some(Stat { nlink: 0, ..status });
+            if node.open.is_none() {
+                self.unkey(id);
+            }
+        }
+        self.collect(id);
+        self.collect(parent);
+    }
+
+    /// A file moved to another name, and `replaced` is what had that name before.
+    pub fn renamed(&mut self, from: Name<'_>, to: Name<'_>, replaced: Option<Stat>) {
+        let moved = self.take(from);
+        match replaced {
+            Some(status) => self.removed(to.0, to.1, status),
+            None => self.detach(to.0, to.1),
+        }
+        if let Some(id) = moved {
+            self.put(id, to);
+        }
+        self.collect(from.0);
+    }
+
+    /// Two files swapped their names.
+    pub fn exchanged(&mut self, one: Name<'_>, two: Name<'_>) {
+        let (first, second) = (self.take(one), self.take(two));
+        if let Some(id) = first {
+            self.put(id, two);
+        }
+        if let Some(id) = second {
+            self.put(id, one);
+        }
+    }
+
+    /// The backing file of a node was replaced; returns the node.
+    pub fn rekey(&mut self, old: FileKey, new: FileKey) -> Option<u64> {
+        let id = self.by_key.remove(&old)?;
+        self.nodes.get_mut(&id)?.key = new;
+        self.by_key.insert(new, id);
+        Some(id)
+    }
+
+    /// The last handle of a node was closed.
+    pub fn closed(&mut self, id: u64) {
+        if self.nodes.get(&id).is_some_and(|node| node.links.is_empty()) {
+            self.unkey(id);
+        }
+        self.collect(id);
+    }
+
+    /// Path of a node below the root; `None` when it has no name left.
+    pub fn path(&self, id: u64) -> Option<PathBuf> {
+        match self.nodes.get(&id)?.links.last() {
+            None => (id == ROOT).then(PathBuf::new),
+            Some((parent, name)) => self.join(*parent, name),
+        }
+    }
+
+    /// Paths of a node under all its known names, the one seen last first.
+    pub fn paths(&self, id: u64) -> Vec<PathBuf> {
+        let Some(node) = self.nodes.get(&id) else { return Vec::new() };
+        node.links.iter().rev().filter_map(|(parent, name)| self.join(*parent, name)).collect()
+    }
+
+    /// Path of `name` in the directory `parent`.
+    pub fn join(&self, parent: u64, name: &OsStr) -> Option<PathBuf> {
+        let mut names = vec![name];
+        let mut at = parent;
+        while at != ROOT {
+            let (parent, name) = self.nodes.get(&at)?.links.last()?;
+            names.push(name);
+            at = *parent;
+        }
+        names.reverse();
+        let mut path = OsString::with_capacity(names.iter().map(|name| name.len() + 1).sum());
+        for (index, name) in names.into_iter().enumerate() {
+            if index > 0 {
+                path.push("/");
+            }
+            path.push(name);
+        }
+        Some(path.into())
+    }
+
+    /// The directory that holds a directory; the root's is the root.
+    pub fn parent(&self, id: u64) -> u64 {
+        self.nodes.get(&id).and_then(|node| node.links.last()).map_or(ROOT, |(parent, _)| *parent)
+    }
+
+    /// The `st_ino` of a node.
+    pub fn shown(&self, id: u64) -> u64 {
+        if id == ROOT { self.root_shows() } else { id }
+    }
+
+    /// The `st_ino` that an entry of a directory listing has, or would have after a lookup.
+    pub fn listed(&self, parent: u64, name: &OsStr, key: FileKey) -> u64 {
+        if let Some(id) = self.child(parent, name).or_else(|| self.find(key)) {
+            return self.shown(id);
+        }
+        let number = self.natural(key);
+        if self.is_free(number) { number } else { MADE_UP | key.ino }
+    }
+
+    /// Nodes that are open for writing.
+    pub fn open_for_writing(&self) -> Vec<u64> {
+        let writes = |node: &Node| node.open.as_ref().is_some_and(|open| open.writers > 0);
+        self.nodes.iter().filter(|(_, node)| writes(node)).map(|(id, _)| *id).collect()
+    }
+
+    /// Device that the entries of a directory listing are on, for [`Table::listed`].
+    pub fn device(&self, id: u64) -> u64 {
+        self.nodes.get(&id).map_or(0, |node| node.key.dev)
+    }
+
+    /// A new node, which takes the key over from an older one.
+    fn make(&mut self, key: FileKey, kind: FileKind) -> u64 {
+        if !self.devices.contains(&key.dev) {
+            self.devices.push(key.dev);
+        }
+        let mut id = self.natural(key);
+        while !self.is_free(id) {
+            self.made_up += 1;
+            id = MADE_UP | self.made_up;
+        }
+        self.insert(id, key, kind);
+        id
+    }
+
+    fn insert(&mut self, id: u64, key: FileKey, kind: FileKind) {
+        // The kernel keeps 32 bits of it.
+        self.generation = (self.generation + 1) & u64::from(u32::MAX);
+        let node = Node {
+            generation: self.generation,
+            kind,
+            key,
+            open: None,
+            gone: None,
+            lookups: 0,
+            links: Vec::new(),
+            children: HashMap::new(),
+        };
+        self.nodes.insert(id, node);
+        self.by_key.insert(key, id);
+    }
+
+    /// Whether the file that was found under `name` can be this node, whose key it has. A directory has one name only: a
+    /// second one is a bind mount (which the kernel must see as another directory) or the trace of a move made without us.
+    fn may_be(&self, id: u64, kind: FileKind, name: Name<'_>) -> bool {
+        let Some(node) = self.nodes.get(&id).filter(|node| node.kind == kind) else { return false };
+        kind != FileKind::Directory || self.child(name.0, name.1) == Some(id) || (node.links.is_empty() && id != ROOT)
+    }
+
+    /// The number that a file has by itself: the inode number, moved out of the way on another device.
+    fn natural(&self, key: FileKey) -> u64 {
+        match self.devices.iter().position(|dev| *dev == key.dev) {
+            Some(0) => key.ino,
+            Some(index) if index < (1 << 14) && key.ino >> FOREIGN_INO_BITS == 0 => {
+                FOREIGN | (index as u64) << FOREIGN_INO_BITS | key.ino
+            }
+            _ => MADE_UP,
+        }
+    }
+
+    fn is_free(&self, number: u64) -> bool {
+        number > ROOT && number != MADE_UP && number != self.root_shows() && !self.nodes.contains_key(&number)
+    }
+
+    fn root_shows(&self) -> u64 {
+        self.nodes.get(&ROOT).map_or(ROOT, |root| root.key.ino)
+    }
+
+    /// Gives a node a name and counts that the kernel is told of it. Another node under that name loses it.
+    fn name(&mut self, id: u64, name: Name<'_>) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.lookups += 1;
+        }
+        if self.child(name.0, name.1) != Some(id) {
+            let former = self.take(name);
+            self.put(id, name);
+            if let Some(former) = former {
+                self.collect(former);
+            }
+        }
+    }
+
+    /// Takes a name off the node that has it, and leaves the node there even if nobody holds it.
+    fn take(&mut self, (parent, name): Name<'_>) -> Option<u64> {
+        let id = self.nodes.get_mut(&parent)?.children.remove(name)?;
+        let node = self.nodes.get_mut(&id)?;
+        node.links.retain(|(dir, link)| *dir != parent || **link != *name);
+        Some(id)
+    }
+
+    /// Gives a node a name that no other has.
+    fn put(&mut self, id: u64, (parent, name): Name<'_>) {
+        let name: Arc<OsStr> = name.into();
+        let Some(directory) = self.nodes.get_mut(&parent) else { return };
+        directory.children.insert(name.clone(), id);
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.links.push((parent, name));
+            node.gone = None;
+        }
+    }
+
+    /// The key of a node no longer leads to it.
+    fn unkey(&mut self, id: u64) {
+        if let Some(node) = self.nodes.get(&id)
+            && self.by_key.get(&node.key) == Some(&id)
+        {
+            self.by_key.remove(&node.key);
+        }
+    }
+
+    /// Drops a node that nobody holds, and then the directories that it alone kept.
+    fn collect(&mut self, id: u64) {
+        let mut queue = vec![id];
+        while let Some(id) = queue.pop() {
+            let Some(node) = self.nodes.get(&id) else { continue };
+            if id == ROOT || node.lookups > 0 || node.open.is_some() || !node.children.is_empty() {
+                continue;
+            }
+            self.unkey(id);
+            for (parent, name) in self.nodes.remove(&id).map(|node| node.links).unwrap_or_default() {
+                if let Some(directory) = self.nodes.get_mut(&parent) {
+                    directory.children.remove(&name);
+                    queue.push(parent);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(ino: u64) -> FileKey {
+        FileKey { dev: 1, ino }
+    }
+
+    fn table() -> Table {
+        Table::new(key(2))
+    }
+
+    fn file(table: &mut Table, parent: u64, name: &str, ino: u64) -> u64 {
+        table.enter(parent, OsStr::new(name), key(ino), FileKind::File)
+    }
+
+    fn dir(table: &mut Table, parent: u64, name: &str, ino: u64) -> u64 {
+        table.enter(parent, OsStr::new(name), key(ino), FileKind::Directory)
+    }
+
+    fn path(table: &Table, id: u64) -> String {
+        table.path(id).map_or("-".into(), |path| path.to_str().unwrap().into())
+    }
+
+    #[test]
+    fn a_renamed_directory_takes_its_files_along() {
+        let mut table = table();
+        let outer = dir(&mut table, ROOT, "a", 10);
+        let inner = dir(&mut table, outer, "b", 11);
+        let leaf = file(&mut table, inner, "c", 12);
+        assert_eq!(path(&table, leaf), "a/b/c");
+        table.renamed((outer, OsStr::new("b")), (ROOT, OsStr::new("z")), None);
+        assert_eq!(path(&table, leaf), "z/c");
+        assert_eq!(table.parent(inner), ROOT);
+    }
+
+    #[test]
+    fn a_number_is_the_inode_number_unless_it_is_taken() {
+        let mut table = table();
+        let a = file(&mut table, ROOT, "a", 10);
+        assert_eq!(a, 10);
+        // The file is frozen: another inode has its name, and an unrelated new file gets the old inode number.
+        table.rekey(key(10), key(20));
+        let b = file(&mut table, ROOT, "b", 10);
+        assert!(b > MADE_UP);
+        assert_eq!(file(&mut table, ROOT, "a", 20), 10);
+        // The root's own number and the protocol's number for it.
+        assert!(dir(&mut table, ROOT, "c", 2) > MADE_UP);
+        assert!(file(&mut table, ROOT, "d", 1) > MADE_UP);
+        assert_eq!(table.shown(ROOT), 2);
+    }
+
+    #[test]
+    fn files_of_other_devices_have_numbers_of_their_own() {
+        let mut table = table();
+        let here = file(&mut table, ROOT, "a", 10);
+        let there = table.enter(ROOT, OsStr::new("b"), FileKey { dev: 7, ino: 10 }, FileKind::File);
+        assert_ne!(here, there);
+        assert_eq!(there & ((1 << FOREIGN_INO_BITS) - 1), 10);
+        let huge = table.enter(ROOT, OsStr::new("c"), FileKey { dev: 7, ino: u64::MAX }, FileKind::File);
+        assert!(huge > MADE_UP);
+    }
+
+    #[test]
+    fn a_forgotten_node_is_gone_and_so_are_directories_held_by_it_alone() {
+        let mut table = table();
+        let a = dir(&mut table, ROOT, "a", 10);
+        let b = dir(&mut table, a, "b", 11);
+        let c = file(&mut table, b, "c", 12);
+        table.forget(a, 1);
+        table.forget(b, 1);
+        assert_eq!(path(&table, c), "a/b/c");
+        let before = table.node(c).unwrap().generation;
+        table.forget(c, 1);
+        assert_eq!(table.nodes.len(), 1);
+        assert_eq!(table.by_key.len(), 1);
+        let again = dir(&mut table, ROOT, "a", 10);
+        assert_eq!(again, a);
+        let c = file(&mut table, again, "c", 12);
+        assert_ne!(table.node(c).unwrap().generation, before);
+    }
+
+    #[test]
+    fn a_file_keeps_its_other_names() {
+        let mut table = table();
+        let a = file(&mut table, ROOT, "a", 10);
+        assert_eq!(file(&mut table, ROOT, "b", 10), a);
+        assert_eq!(table.paths(a).len(), 2);
+        table.removed(ROOT, OsStr::new("b"), status(10));
+        assert_eq!(path(&table, a), "a");
+        table.removed(ROOT, OsStr::new("a"), status(10));
+        assert_eq!(path(&table, a), "-");
+        assert_eq!(table.node(a).unwrap().gone.unwrap().nlink, 0);
+        assert_eq!(table.find(key(10)), None);
+        // The inode number comes back while the kernel still holds the old node.
+        let new = file(&mut table, ROOT, "a", 10);
+        assert_ne!(new, a);
+    }
+
+    #[test]
+    fn a_rename_over_another_file_leaves_that_without_a_name() {
+        let mut table = table();
+        let (a, b) = (file(&mut table, ROOT, "a", 10), file(&mut table, ROOT, "b", 11));
+        table.renamed((ROOT, OsStr::new("a")), (ROOT, OsStr::new("b")), Some(status(11)));
+        assert_eq!((path(&table, a), path(&table, b)), ("b".into(), "-".into()));
+        assert_eq!(table.child(ROOT, OsStr::new("a")), None);
+    }
+
+    #[test]
+    fn an_exchange_swaps_names() {
+        let mut table = table();
+        let d = dir(&mut table, ROOT, "d", 9);
+        let (a, b) = (file(&mut table, ROOT, "a", 10), file(&mut table, d, "b", 11));
+        table.exchanged((ROOT, OsStr::new("a")), (d, OsStr::new("b")));
+        assert_eq!((path(&table, a), path(&table, b)), ("d/b".into(), "a".into()));
+        // Only one side is known.
+        table.exchanged((d, OsStr::new("b")), (ROOT, OsStr::new("x")));
+        assert_eq!(path(&table, a), "x");
+        assert_eq!(table.child(d, OsStr::new("b")), None);
+    }
+
+    #[test]
+    fn a_name_that_is_found_to_be_another_file_moves_over() {
+        let mut table = table();
+        let a = file(&mut table, ROOT, "a", 10);
+        let b = file(&mut table, ROOT, "a", 11);
+        assert_eq!((path(&table, a), path(&table, b)), ("-".into(), "a".into()));
+        // Same inode number, other kind: it cannot be the same file.
+        let c = dir(&mut table, ROOT, "a", 11);
+        assert_ne!(b, c);
+    }
+
+    fn status(ino: u64) -> Stat {
+        let time = Default::default();
+        Stat {
+            key: key(ino),
+            mode: libc::S_IFREG | 0o644,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            size: 0,
+            blocks: 0,
+            blksize: 4096,
+            atime: time,
+            mtime: time,
+            ctime: time,
+        }
+    }
+}

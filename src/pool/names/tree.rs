@@ -1,0 +1,526 @@
+//! Operations on names: look up, list, make, remove, rename, link, open.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::attributes::Attributes;
+use super::caller::{Caller, effective_gid, effective_uid};
+use super::handle::{DirHandle, Handle, Handles, OpenFile, is_plain_reader, opens_for_writing};
+use super::{HIDDEN, NameTree, ROOT, TRIES, errno, stale};
+use crate::error::{Context, Error, Kind, Result};
+use crate::io::{DirEntry, FileKey, FileKind, FileRef, Open, Rename, Stat};
+use crate::volume::Volume;
+
+/// A file that the kernel is told about; it counts as one lookup.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// Number of its node.
+    pub node: u64,
+    /// Generation of the number.
+    pub generation: u64,
+    /// Its status.
+    pub attributes: Attributes,
+}
+
+/// How to make a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Creation {
+    /// Type and permission bits, before the umask.
+    pub mode: u32,
+    /// The caller's umask.
+    pub umask: u32,
+    /// Device number of a device file.
+    pub rdev: u64,
+    /// Who makes it, and owns it then.
+    pub caller: Caller,
+}
+
+/// One entry of a directory.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Its name.
+    pub name: OsString,
+    /// `st_ino` of the file.
+    pub ino: u64,
+    /// What it is.
+    pub kind: FileKind,
+}
+
+impl NameTree {
+    /// The file that has a name.
+    pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Found> {
+        if is_hidden(parent, name) {
+            return Err(errno("look up", libc::ENOENT).at(name));
+        }
+        let namespace = self.namespace.read();
+        let directory = self.directory_lock(parent).read();
+        let path = self.join(parent, name)?;
+        let stat = match self.fs.stat(&path) {
+            Ok(stat) => stat,
+            Err(error) => {
+                if error.raw_os_error() == Some(libc::ENOENT) {
+                    self.table.lock().detach(parent, name);
+                }
+                return Err(error).context("look up", &path);
+            }
+        };
+        let (node, generation) = {
+            let mut table = self.table.lock();
+            let id = table.enter(parent, name, stat.key, stat.kind());
+            (id, table.node(id).map_or(0, |node| node.generation))
+        };
+        drop((directory, namespace));
+        self.found(node, generation, &path, stat)
+    }
+
+    /// Completes what is told to the kernel. Where that fails, the lookup is taken back.
+    fn found(&self, node: u64, generation: u64, path: &Path, backing: Stat) -> Result<Found> {
+        let described = self.described(path, backing);
+        let attributes = if backing.kind() != FileKind::File || self.is_still(node, None, backing.key) {
+            described.map(|stat| Attributes { ino: node, stat, private: false })
+        } else {
+            self.honest_attributes(node)
+        };
+        match attributes {
+            Ok(attributes) => Ok(Found { node, generation, attributes }),
+            Err(error) => {
+                self.forget(node, 1);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes and opens a regular file.
+    ///
+    /// # Errors
+    /// If the name exists and `flags` do not have `O_EXCL`, `ESTALE`: the kernel then looks again, finds the file and
+    /// opens it by [`NameTree::open`], after a check of permissions that a new file does not need.
+    pub fn create(&self, parent: u64, name: &OsStr, how: &Creation, flags: i32) -> Result<(Found, u64)> {
+        let (node, generation, path, volume) = self.make_file(parent, name, how, flags & libc::O_EXCL != 0)?;
+        let stat = volume.file().ok_or_else(stale)?.stat().context("look at", &path)?;
+        let found = self.found(node, generation, &path, stat)?;
+        match self.add_handle(node, volume, flags, &how.caller) {
+            Ok(handle) => Ok((found, handle)),
+            Err(error) => {
+                self.forget(node, 1);
+                Err(error)
+            }
+        }
+    }
+
+    fn make_file(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        how: &Creation,
+        exclusive: bool,
+    ) -> Result<(u64, u64, PathBuf, Arc<Volume>)> {
+        check_new_name(parent, name)?;
+        let namespace = self.namespace.read();
+        let lock = self.directory_lock(parent).write();
+        let (directory, path) = (self.path(parent)?, self.join(parent, name)?);
+        let mode = self.masked(&directory, how) & 0o7777;
+        let file = self.fs.open(&path, Open::CreateNew(mode)).map_err(|error| {
+            let retry = error.raw_os_error() == Some(libc::EEXIST) && !exclusive;
+            if retry { stale() } else { Error::io("create", error) }.at(&path)
+        })?;
+        let stat = self.give_file(&directory, &file, mode, how).or_else(|error| {
+            // Not left behind half made; if even that fails, it is an empty file of the daemon's user.
+            drop(self.fs.unlink(&path));
+            Err(error).context("give a new file to its owner", &path)
+        })?;
+        let (node, generation) = self.enter_new(parent, name, stat);
+        drop((lock, namespace));
+        let volume = self.made(&directory, self.pool.created(&path, file)).inspect_err(|_| self.forget(node, 1))?;
+        Ok((node, generation, path, volume))
+    }
+
+    fn enter_new(&self, parent: u64, name: &OsStr, stat: Stat) -> (u64, u64) {
+        let mut table = self.table.lock();
+        let id = table.enter_new(parent, name, stat.key, stat.kind());
+        (id, table.node(id).map_or(0, |node| node.generation))
+    }
+
+    /// Gives a new open file to the caller.
+    fn give_file(&self, directory: &Path, file: &FileRef, mode: u32, how: &Creation) -> std::io::Result<Stat> {
+        let stat = file.stat()?;
+        if effective_uid() != 0 {
+            return Ok(stat);
+        }
+        let (uid, gid) = self.owners(directory, stat, how)?;
+        if uid.is_none() && gid.is_none() {
+            return Ok(stat);
+        }
+        file.chown(uid, gid)?;
+        // The change of owner cleared them; the kernel has checked that the caller may set them.
+        if mode & (libc::S_ISUID | libc::S_ISGID) != 0 {
+            file.chmod(stat.mode & 0o7777 | mode & (libc::S_ISUID | libc::S_ISGID))?;
+        }
+        file.stat()
+    }
+
+    /// Owner and group that a file just made by root has to get. The backing filesystem has chosen the group where the
+    /// directory is setgid (or the filesystem is mounted with `grpid`).
+    fn owners(&self, directory: &Path, stat: Stat, how: &Creation) -> std::io::Result<(Option<u32>, Option<u32>)> {
+        let inherited = stat.gid != effective_gid() || self.fs.stat(directory)?.mode & libc::S_ISGID != 0;
+        let uid = (stat.uid != how.caller.uid).then_some(how.caller.uid);
+        let gid = (!inherited && stat.gid != how.caller.gid).then_some(how.caller.gid);
+        Ok((uid, gid))
+    }
+
+    /// The mode after the umask. A default ACL of the directory takes the place of the umask, see acl(5).
+    fn masked(&self, directory: &Path, how: &Creation) -> u32 {
+        let masked = how.mode & !(how.umask & 0o777);
+        if masked == how.mode || self.fs.get_xattr(directory, &"system.posix_acl_default".into()).is_ok() {
+            return how.mode;
+        }
+        masked
+    }
+
+    /// Makes a directory, a device, a FIFO, a socket or (not opened) a regular file, by the type bits of the mode.
+    pub fn make(&self, parent: u64, name: &OsStr, how: &Creation) -> Result<Found> {
+        if FileKind::from_mode(how.mode) == FileKind::File {
+            let (node, generation, path, volume) = self.make_file(parent, name, how, true)?;
+            let stat = volume.file().ok_or_else(stale)?.stat().context("look at", &path)?;
+            return self.found(node, generation, &path, stat);
+        }
+        self.make_named(parent, name, how, |directory, path| {
+            let mode = self.masked(directory, how);
+            if FileKind::from_mode(how.mode) == FileKind::Directory {
+                self.fs.mkdir(path, mode & 0o7777)
+            } else {
+                self.fs.mknod(path, mode, how.rdev)
+            }
+        })
+    }
+
+    /// Makes a symbolic link.
+    pub fn symlink(&self, parent: u64, name: &OsStr, target: &Path, caller: Caller) -> Result<Found> {
+        let how = Creation { mode: libc::S_IFLNK | 0o777, umask: 0, rdev: 0, caller };
+        self.make_named(parent, name, &how, |_, path| self.fs.symlink(target, path))
+    }
+
+    fn make_named(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        how: &Creation,
+        make: impl FnOnce(&Path, &Path) -> std::io::Result<()>,
+    ) -> Result<Found> {
+        check_new_name(parent, name)?;
+        let namespace = self.namespace.read();
+        let lock = self.directory_lock(parent).write();
+        let (directory, path) = (self.path(parent)?, self.join(parent, name)?);
+        make(&directory, &path).context("create", &path)?;
+        let stat = self.give_named(&directory, &path, how).or_else(|error| {
+            let is_dir = FileKind::from_mode(how.mode) == FileKind::Directory;
+            drop(if is_dir { self.fs.rmdir(&path) } else { self.fs.unlink(&path) });
+            Err(error).context("give a new file to its owner", &path)
+        })?;
+        let (node, generation) = self.enter_new(parent, name, stat);
+        drop((lock, namespace));
+        self.made(&directory, Ok(()))?;
+        self.found(node, generation, &path, stat)
+    }
+
+    fn give_named(&self, directory: &Path, path: &Path, how: &Creation) -> std::io::Result<Stat> {
+        let stat = self.fs.stat(path)?;
+        if effective_uid() != 0 {
+            return Ok(stat);
+        }
+        let (uid, gid) = self.owners(directory, stat, how)?;
+        if uid.is_none() && gid.is_none() {
+            return Ok(stat);
+        }
+        self.fs.chown(path, uid, gid)?;
+        let ids = how.mode & (libc::S_ISUID | libc::S_ISGID);
+        if ids != 0 && !matches!(stat.kind(), FileKind::Directory | FileKind::Symlink) {
+            self.fs.chmod(path, stat.mode & 0o7777 | ids)?;
+        }
+        self.fs.stat(path)
+    }
+
+    /// After a change in `directory`: durable now if the mount is so.
+    fn made<T>(&self, directory: &Path, result: Result<T>) -> Result<T> {
+        if self.settings.sync_directories {
+            self.fs.sync_dir(directory).context("make names durable in", directory)?;
+        }
+        result
+    }
+
+    /// Removes a name that is not a directory's.
+    pub fn unlink(&self, parent: u64, name: &OsStr) -> Result<()> {
+        if is_hidden(parent, name) {
+            return Err(errno("remove", libc::ENOENT).at(name));
+        }
+        let namespace = self.namespace.read();
+        let lock = self.directory_lock(parent).write();
+        let (directory, path) = (self.path(parent)?, self.join(parent, name)?);
+        let stat = self.fs.stat(&path).context("remove", &path)?;
+        let held = self.hold(&path, &stat);
+        self.fs.unlink(&path).context("remove", &path)?;
+        self.table.lock().removed(parent, name, stat);
+        drop((lock, namespace));
+        self.lost_name(&stat);
+        drop(held);
+        self.made(&directory, Ok(()))
+    }
+
+    /// Keeps a file that is about to lose its last name, so that the backing filesystem frees its blocks (which can take
+    /// seconds) when this is dropped, and not while we hold locks.
+    fn hold(&self, path: &Path, stat: &Stat) -> Option<FileRef> {
+        let last = stat.kind() == FileKind::File && stat.nlink == 1;
+        last.then(|| self.fs.open(path, Open::Read).ok()).flatten()
+    }
+
+    fn lost_name(&self, stat: &Stat) {
+        if stat.kind() == FileKind::File {
+            self.pool.removed(stat.key);
+        }
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, parent: u64, name: &OsStr) -> Result<()> {
+        if is_hidden(parent, name) {
+            return Err(errno("remove directory", libc::ENOENT).at(name));
+        }
+        let namespace = self.namespace.read();
+        let lock = self.directory_lock(parent).write();
+        let (directory, path) = (self.path(parent)?, self.join(parent, name)?);
+        let stat = self.fs.stat(&path).context("remove directory", &path)?;
+        self.fs.rmdir(&path).context("remove directory", &path)?;
+        self.table.lock().removed(parent, name, stat);
+        drop((lock, namespace));
+        self.made(&directory, Ok(()))
+    }
+
+    /// Renames.
+    pub fn rename(&self, from: (u64, &OsStr), to: (u64, &OsStr), how: Rename) -> Result<()> {
+        if is_hidden(from.0, from.1) {
+            return Err(errno("rename", libc::ENOENT).at(from.1));
+        }
+        check_new_name(to.0, to.1)?;
+        let namespace = self.namespace.write();
+        let (old, new) = (self.join(from.0, from.1)?, self.join(to.0, to.1)?);
+        let source = self.fs.stat(&old).context("rename", &old)?;
+        let target = self.fs.stat(&new).ok().filter(|_| how == Rename::Replace);
+        let held = target.and_then(|stat| self.hold(&new, &stat));
+        self.fs.rename(&old, &new, how).context("rename", &old)?;
+        // Two names of one file: rename(2) does nothing then, and says that it succeeded.
+        let same = target.is_some_and(|target| target.key == source.key);
+        if !same {
+            let mut table = self.table.lock();
+            match how {
+                Rename::Exchange => table.exchanged(from, to),
+                Rename::Replace | Rename::NoReplace => table.renamed(from, to, target),
+            }
+        }
+        let directories = (self.path(from.0)?, self.path(to.0)?);
+        drop(namespace);
+        if let Some(target) = target.filter(|_| !same) {
+            self.lost_name(&target);
+        }
+        drop(held);
+        self.made(&directories.0, Ok(()))?;
+        if from.0 == to.0 { Ok(()) } else { self.made(&directories.1, Ok(())) }
+    }
+
+    /// Gives a file one more name. It can wait for clones of the file that are being made: not for a FUSE thread.
+    pub fn link(&self, id: u64, parent: u64, name: &OsStr) -> Result<Found> {
+        check_new_name(parent, name)?;
+        let _sharing = self.sharing.write();
+        if self.kind(id)? == FileKind::File {
+            self.pool.before_link(&self.volume(id)?)?;
+        }
+        let namespace = self.namespace.read();
+        let lock = self.directory_lock(parent).write();
+        let (directory, path) = (self.path(parent)?, self.join(parent, name)?);
+        let (old, stat) = self.verified(id)?;
+        self.fs.link(&old, &path).context("link", &path)?;
+        let (node, generation) = {
+            let mut table = self.table.lock();
+            let id = table.enter(parent, name, stat.key, stat.kind());
+            (id, table.node(id).map_or(0, |node| node.generation))
+        };
+        let stat = self.fs.stat(&path).context("look at", &path)?;
+        drop((lock, namespace));
+        self.made(&directory, Ok(()))?;
+        self.found(node, generation, &path, stat)
+    }
+
+    /// Target of a symbolic link.
+    pub fn readlink(&self, id: u64) -> Result<PathBuf> {
+        let _namespace = self.namespace.read();
+        let (path, _) = self.verified(id)?;
+        self.fs.readlink(&path).context("read link", &path)
+    }
+
+    /// Opens a regular file. The kernel has checked permissions.
+    pub fn open(&self, id: u64, flags: i32, caller: &Caller) -> Result<u64> {
+        let volume = self.volume(id)?;
+        let handle = self.add_handle(id, volume, flags, caller)?;
+        if is_plain_reader(flags) {
+            // It may be cp, which looks at `st_blocks` next and then has to ask us, see `attributes`.
+            self.attributes_changed(id);
+        }
+        Ok(handle)
+    }
+
+    fn add_handle(&self, id: u64, volume: Arc<Volume>, flags: i32, caller: &Caller) -> Result<u64> {
+        let writes = opens_for_writing(flags);
+        // Counted before the look at the name below: the name is removed before the pool is told that it was. So either
+        // we see that it is gone, or the pool sees that the file is open.
+        volume.open_handle(writes);
+        let mut table = self.table.lock();
+        let named = table.path(id).is_some();
+        let Some(node) = table.node_mut(id).filter(|node| named || node.open.is_some()) else {
+            drop(table);
+            volume.close_handle(writes);
+            return Err(stale());
+        };
+        let open = node.open.get_or_insert_with(|| OpenFile {
+            volume,
+            handles: 0,
+            writers: 0,
+            plain_readers: Vec::new(),
+            privileges: Arc::default(),
+        });
+        open.handles += 1;
+        open.writers += u32::from(writes);
+        if is_plain_reader(flags) {
+            open.plain_readers.push(caller.pid);
+        }
+        Ok(self.handles.add(Handle::new(id, open, flags, caller.pid)))
+    }
+
+    /// Closes a regular file.
+    pub fn release(&self, number: u64) {
+        let Some(handle) = self.handles.remove(number) else { return };
+        let writes = opens_for_writing(handle.flags);
+        let last = {
+            let mut table = self.table.lock();
+            let Some(node) = table.node_mut(handle.node) else { return };
+            if let Some(open) = &mut node.open {
+                open.handles -= 1;
+                open.writers -= u32::from(writes);
+                if is_plain_reader(handle.flags)
+                    && let Some(at) = open.plain_readers.iter().position(|pid| *pid == handle.pid)
+                {
+                    open.plain_readers.swap_remove(at);
+                }
+            }
+            let last = node.open.take_if(|open| open.handles == 0);
+            if last.is_some() {
+                table.closed(handle.node);
+            }
+            last
+        };
+        handle.volume.close_handle(writes);
+        drop(last);
+    }
+
+    /// Open handles by number.
+    pub fn handles(&self) -> &Handles {
+        &self.handles
+    }
+
+    /// Opens a directory.
+    pub fn open_directory(&self, id: u64) -> Result<u64> {
+        self.kind(id).map(|_| self.handles.add_directory(id))
+    }
+
+    /// Entries of an open directory from `offset` on, as many as `take` accepts; it gets each with its offset. At offset
+    /// 0 the directory is read anew.
+    pub fn list(&self, number: u64, offset: u64, mut take: impl FnMut(u64, Listed) -> bool) -> Result<()> {
+        let handle = self.handles.directory(number)?;
+        let mut entries = handle.entries.lock();
+        if offset == 0 {
+            *entries = self.read_directory(&handle)?;
+        }
+        let (mut at, device) = (offset, self.table.lock().device(handle.node));
+        while let Some(entry) = dots(&handle, at).or_else(|| entries.get(at as usize - 2).cloned()) {
+            at += 1;
+            if !take(at, self.listed(&handle, device, entry)) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_directory(&self, handle: &DirHandle) -> Result<Vec<DirEntry>> {
+        let _namespace = self.namespace.read();
+        let path = match self.path(handle.node) {
+            Ok(path) => path,
+            // Removed while open: it is empty.
+            Err(_) => return Ok(Vec::new()),
+        };
+        let mut entries = self.fs.list(&path).context("list", &path)?;
+        entries.retain(|entry| !is_hidden(handle.node, &entry.name));
+        Ok(entries)
+    }
+
+    fn listed(&self, handle: &DirHandle, device: u64, entry: DirEntry) -> Listed {
+        let table = self.table.lock();
+        let ino = match entry.name.as_encoded_bytes() {
+            b"." => table.shown(handle.node),
+            b".." => table.shown(table.parent(handle.node)),
+            _ => table.listed(handle.node, &entry.name, FileKey { dev: device, ino: entry.ino }),
+        };
+        drop(table);
+        let kind = entry.kind.or_else(|| self.kind_of_entry(handle.node, &entry.name)).unwrap_or(FileKind::File);
+        Listed { name: entry.name, ino, kind }
+    }
+
+    /// For filesystems that do not tell the kind in the directory.
+    fn kind_of_entry(&self, directory: u64, name: &OsStr) -> Option<FileKind> {
+        let _namespace = self.namespace.read();
+        let path = self.join(directory, name).ok()?;
+        self.fs.stat(&path).ok().map(|stat| stat.kind())
+    }
+
+    /// Closes a directory.
+    pub fn release_directory(&self, number: u64) {
+        self.handles.remove_directory(number);
+    }
+
+    /// Makes the names in a directory durable.
+    pub fn sync_directory(&self, id: u64) -> Result<()> {
+        // Without the namespace lock: a rename, and all that comes after it, would wait for the disk.
+        for _ in 0..TRIES {
+            // A removed directory has nothing left to make durable.
+            let Ok(path) = self.path(id) else { return Ok(()) };
+            let result = self.fs.sync_dir(&path);
+            if self.path(id).is_ok_and(|now| now == path) {
+                return result.context("make names durable in", &path);
+            }
+        }
+        Err(errno("follow a directory that is renamed all the time", libc::EBUSY))
+    }
+
+    fn join(&self, parent: u64, name: &OsStr) -> Result<PathBuf> {
+        self.table.lock().join(parent, name).ok_or_else(stale)
+    }
+}
+
+/// The first two entries of every directory.
+fn dots(handle: &DirHandle, at: u64) -> Option<DirEntry> {
+    let name = match at {
+        0 => ".",
+        1 => "..",
+        _ => return None,
+    };
+    Some(DirEntry { name: name.into(), ino: handle.node, kind: Some(FileKind::Directory) })
+}
+
+/// The pool's own directory does not exist for users.
+fn is_hidden(parent: u64, name: &OsStr) -> bool {
+    parent == ROOT && name == HIDDEN
+}
+
+fn check_new_name(parent: u64, name: &OsStr) -> Result<()> {
+    if !is_hidden(parent, name) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Permission, "use the name").at(name).because("it is reserved for the pool's own files"))
+}

@@ -1,0 +1,246 @@
+//! What users are told: the state of a volume, of the pool, and of background work.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Pool;
+use crate::door::{JobStatus, PoolStatus, Trouble, VolumeInfo, VolumeState};
+use crate::error::Result;
+use crate::layer::Layer;
+use crate::store::record::Deepening;
+use crate::units::{BLOCK, Id};
+use crate::volume::overlay::Overlay;
+use crate::volume::{State, Volume};
+
+/// Most entries of a list in a status.
+const LIST_LIMIT: usize = 256;
+
+/// Background work on one volume.
+#[derive(Clone, Debug)]
+pub(super) struct Job {
+    pub path: String,
+    pub step: &'static str,
+    pub total: u64,
+    pub done: u64,
+    /// Bytes done and when, at the start of the window that the rate is measured over.
+    pub window: (u64, Instant),
+    pub rate: u64,
+}
+
+impl Pool {
+    /// All about one volume.
+    pub fn info(&self, volume: &Arc<Volume>) -> Result<VolumeInfo> {
+        let gate = volume.gate().read();
+        let mut info = VolumeInfo {
+            id: None,
+            size: 0,
+            state: VolumeState::Independent,
+            progress: 100.0,
+            origin: None,
+            parent: None,
+            shared_layer: None,
+            depth: 0,
+            unique_bytes: 0,
+            shared_bytes: 0,
+            freed_if_deleted: 0,
+            to_copy: 0,
+            error: None,
+        };
+        match &*gate {
+            State::Plain(plain) => {
+                let stat = plain.file.stat().map_err(|e| crate::error::Error::io("look at file", e))?;
+                info.size = stat.size;
+                let shared = plain.shared.as_ref();
+                let heirs = shared.map_or(0, |l| self.env.store.catalogue().heir_count(l.id));
+                if let (Some(layer), true) = (shared, heirs > 0) {
+                    info.shared_layer = Some(layer.id.to_string());
+                    info.shared_bytes = stat.blocks * 512;
+                } else {
+                    info.unique_bytes = stat.blocks * 512;
+                    info.freed_if_deleted = if stat.nlink <= 1 { stat.blocks * 512 } else { 0 };
+                }
+                info.error = plain.check_latch().err().map(|e| e.to_string());
+            }
+            State::Overlay(overlay) => self.overlay_info(overlay, &mut info),
+            State::Broken { why, .. } => {
+                info.state = VolumeState::Failed;
+                info.progress = 0.0;
+                info.error = Some(why.clone());
+            }
+        }
+        Ok(info)
+    }
+
+    fn overlay_info(&self, overlay: &Overlay, info: &mut VolumeInfo) {
+        let record = self.env.store.catalogue().volume(overlay.id).cloned();
+        let top = &overlay.top;
+        let visible = overlay.visible_end();
+        let present = top.present_below(visible);
+        info.id = Some(overlay.id.to_string());
+        info.size = top.size();
+        info.to_copy = (visible - present.min(visible)) * BLOCK;
+        info.progress = if visible == 0 { 100.0 } else { present as f64 * 100.0 / visible as f64 };
+        info.unique_bytes = top.disk_bytes();
+        info.freed_if_deleted = info.unique_bytes;
+        info.parent = top.parent().map(|p| p.id.to_string());
+        let mut below = top.parent();
+        let mut only_ours = true;
+        while let Some(layer) = below {
+            info.depth += 1;
+            let bytes = layer.disk_bytes();
+            info.shared_bytes += bytes;
+            only_ours &= self.only_heir(&layer);
+            if only_ours {
+                info.freed_if_deleted += bytes;
+            }
+            below = layer.parent();
+        }
+        let working = self.jobs.lock().get(&overlay.id).is_some_and(|j| j.step != "waiting");
+        let failure = self.failures.lock().get(&overlay.id).cloned();
+        info.error = failure.or_else(|| top.check_latch().err().map(|e| e.to_string()));
+        let paused = record.as_ref().is_some_and(|r| r.paused) || (self.paused() && working);
+        info.origin = record.and_then(|r| r.origin);
+        info.state = if info.error.is_some() {
+            VolumeState::Failed
+        } else if top.parent().is_none() && info.to_copy == 0 {
+            VolumeState::Independent
+        } else if paused {
+            VolumeState::Paused
+        } else if working {
+            VolumeState::Deepening
+        } else {
+            VolumeState::Overlay
+        };
+    }
+
+    /// Whether a layer goes when its one heir goes: nobody else reads it, and no plain file is it.
+    fn only_heir(&self, layer: &Layer) -> bool {
+        let path = crate::store::data_path(layer.file_id());
+        self.env.store.catalogue().heir_count(layer.id) == 1 && self.env.fs.stat(&path).is_ok_and(|s| s.nlink == 1)
+    }
+
+    /// State of the pool. The mount point is for the caller to fill in.
+    pub fn status(&self) -> PoolStatus {
+        let space = self.env.fs.info().ok();
+        let unit = space.as_ref().map_or(0, |i| i.block_size);
+        let (overlays, layers) = {
+            let catalogue = self.env.store.catalogue();
+            (catalogue.volume_count() as u64, catalogue.layer_count() as u64)
+        };
+        let all: Vec<JobStatus> = self.jobs.lock().values().map(Job::status).collect();
+        PoolStatus {
+            pool: String::new(),
+            mountpoint: String::new(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            pool_id: self.env.store.pool_id().map(|id| id.to_string()),
+            backing: space.as_ref().map_or("unknown", |i| i.type_name()).into(),
+            free_bytes: space.as_ref().map_or(0, |i| i.available * unit),
+            total_bytes: space.as_ref().map_or(0, |i| i.blocks * unit),
+            reflink: self.reflink.get().copied().unwrap_or(false),
+            can_clone: self.check_can_clone().is_ok(),
+            cannot_clone: self.cannot_clone.get().cloned(),
+            engine: "threads".into(),
+            deepen: if self.options.deepen_auto { "auto" } else { "manual" }.into(),
+            paused: self.paused(),
+            rate_limit: self.rate(),
+            overlays,
+            layers,
+            job_count: all.len() as u64,
+            jobs: all.into_iter().take(LIST_LIMIT).collect(),
+            troubles: self.troubles(),
+        }
+    }
+
+    fn troubles(&self) -> Vec<Trouble> {
+        let mut troubles = self.findings.lock().troubles.clone();
+        let failures: Vec<(Id, String)> = self.failures.lock().iter().map(|(id, why)| (*id, why.clone())).collect();
+        for (id, why) in failures {
+            let path = self.env.store.catalogue().volume(id).map(|r| r.path.clone());
+            troubles.push(Trouble {
+                path: path.unwrap_or_else(|| id.to_string()),
+                problem: why,
+                remedy: "mend the cause, then `clonefs deepen` it again".into(),
+            });
+        }
+        let open: Vec<Arc<Volume>> = {
+            let tables = self.tables.lock();
+            tables.volumes.values().filter_map(std::sync::Weak::upgrade).collect()
+        };
+        for volume in open {
+            let latch = match &*volume.gate().read() {
+                State::Plain(plain) => plain.check_latch().err(),
+                State::Overlay(overlay) => overlay.top.check_latch().err(),
+                State::Broken { .. } => None,
+            };
+            if let Some(error) = latch {
+                let path = volume.path().to_string_lossy().into_owned();
+                let remedy = "check the disk, then unmount and mount again".into();
+                troubles.push(Trouble { path, problem: error.to_string(), remedy });
+            }
+        }
+        troubles.extend(self.elsewhere_troubles());
+        troubles.truncate(LIST_LIMIT);
+        troubles
+    }
+
+    /// Notes what background work does on a volume.
+    pub fn set_job(&self, id: Id, path: &str, step: &'static str, total: u64, done: u64) {
+        let mut jobs = self.jobs.lock();
+        let job = jobs.entry(id).or_insert_with(|| Job {
+            path: path.to_owned(),
+            step,
+            total,
+            done,
+            window: (done, Instant::now()),
+            rate: 0,
+        });
+        (job.step, job.total, job.done) = (step, total, done);
+        let elapsed = job.window.1.elapsed();
+        if elapsed.as_millis() >= 1000 {
+            job.rate = (done.saturating_sub(job.window.0) as f64 / elapsed.as_secs_f64()) as u64;
+            job.window = (done, Instant::now());
+        }
+    }
+
+    /// Notes that there is nothing to do on a volume any more.
+    pub fn end_job(&self, id: Id) {
+        self.jobs.lock().remove(&id);
+    }
+
+    /// Notes that work on a volume failed; it is not tried again until asked for.
+    pub fn set_failure(&self, id: Id, why: Option<String>) {
+        match why {
+            Some(why) => self.failures.lock().insert(id, why),
+            None => self.failures.lock().remove(&id),
+        };
+    }
+
+    /// Whether work on a volume failed.
+    pub fn has_failed(&self, id: Id) -> bool {
+        self.failures.lock().contains_key(&id)
+    }
+
+    /// Whether `deepening` asks for work under this pool's policy.
+    pub fn wants_deepening(&self, deepening: Deepening) -> bool {
+        match deepening {
+            Deepening::Pool => self.options.deepen_auto,
+            Deepening::Never => false,
+            Deepening::Forced | Deepening::Physical => true,
+        }
+    }
+}
+
+impl Job {
+    fn status(&self) -> JobStatus {
+        let left = self.total.saturating_sub(self.done);
+        JobStatus {
+            path: self.path.clone(),
+            step: self.step.into(),
+            progress: if self.total == 0 { 100.0 } else { self.done as f64 * 100.0 / self.total as f64 },
+            to_copy: left,
+            rate: self.rate,
+            eta: (self.rate > 0).then(|| left.div_ceil(self.rate)),
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Making volumes durable in the background, so that what nobody syncs is safe within seconds, as with any file.
+
+use std::sync::Arc;
+use std::sync::Weak;
+
+use super::{Pool, stub};
+use crate::error::{Context, Result};
+use crate::store::stub_path;
+use crate::volume::{State, Volume};
+
+/// From this many volumes on, one sync of the whole filesystem is cheaper than one of each.
+const MANY: usize = 8;
+
+impl Pool {
+    /// Makes everything written so far durable.
+    pub fn flush(&self) -> Result<()> {
+        if self.options.read_only {
+            return Ok(());
+        }
+        let volumes = self.dirty_volumes();
+        let many = volumes.len() > MANY;
+        if many {
+            // What follows then finds nothing left to write, and need not sync names one by one.
+            self.env.fs.sync_fs().context("sync filesystem", "")?;
+        }
+        let mut first_error = None;
+        for volume in &volumes {
+            match volume.sync_as(true, many) {
+                Ok(()) => self.settle(volume),
+                Err(error) => {
+                    first_error.get_or_insert(error);
+                }
+            }
+        }
+        let committed = self.env.store.committed();
+        if let Err(error) = self.env.store.sync(committed) {
+            first_error.get_or_insert(error);
+        }
+        if self.env.store.checkpoint_due() {
+            self.env.store.checkpoint()?;
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+
+    /// Volumes in memory that hold something which is not durable.
+    fn dirty_volumes(&self) -> Vec<Arc<Volume>> {
+        let open: Vec<Arc<Volume>> = {
+            let tables = self.tables.lock();
+            let live = tables.volumes.values().filter_map(Weak::upgrade);
+            live.chain(tables.unsettled.values().cloned()).collect()
+        };
+        let mut seen = std::collections::HashSet::new();
+        open.into_iter().filter(|v| seen.insert(v.serial) && v.is_dirty()).collect()
+    }
+
+    /// After a sync: the text of a new stub can be written, and the volume need not be kept in memory.
+    fn settle(&self, volume: &Arc<Volume>) {
+        volume.settle_mtime();
+        if let State::Overlay(overlay) = &*volume.gate().read()
+            && overlay.stub.stat().is_ok_and(|s| s.size == 0)
+        {
+            // A failure costs people who look at the pool without clonefs a hint, and nothing else.
+            let _ = stub::describe(overlay.stub.as_ref(), overlay.id, overlay.top.size());
+        }
+        let latched = match &*volume.gate().read() {
+            State::Overlay(overlay) => overlay.top.check_latch().is_err(),
+            State::Plain(plain) => plain.check_latch().is_err(),
+            State::Broken { .. } => false,
+        };
+        if !latched && !volume.is_dirty() {
+            self.tables.lock().unsettled.remove(&volume.serial);
+        }
+    }
+
+    /// Whether a stub's link is where it must be; for checks.
+    pub fn stub_in_place(&self, volume: &Volume) -> bool {
+        match &*volume.gate().read() {
+            State::Overlay(overlay) => self.env.fs.stat(&stub_path(overlay.id)).is_ok(),
+            _ => true,
+        }
+    }
+
+    /// Has background work look again.
+    pub(super) fn wake_background(&self) {
+        self.work.lock().stirred += 1;
+        self.stirred.notify_all();
+    }
+}

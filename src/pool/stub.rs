@@ -1,0 +1,94 @@
+//! Stubs: the files that stand in the tree for volumes made of layers.
+//!
+//! A stub is known by its inode, to which `stubs/ID` is a second link that no user of the mount can make. An extended
+//! attribute that the mount refuses to set says the same, for the case that the link is lost. The text in it is for
+//! people who look at the pool without clonefs; nothing reads it.
+
+use std::ffi::OsString;
+use std::io;
+
+use crate::error::{Context, Result};
+use crate::io::{File, SetTime};
+use crate::store::stub_path;
+use crate::units::{Id, format_size};
+
+/// Name of the attribute: `POOL-ID/VOLUME-ID`. In the `user` name space, as a daemon that is not root can set no other.
+pub const XATTR: &str = "user.clonefs.stub";
+
+/// No stub is larger than this, so larger files need not be asked for the attribute.
+pub const MAX_STUB: u64 = 1024;
+
+/// Marks a file as the stub of a volume.
+pub fn mark(file: &dyn File, pool: Id, volume: Id) -> Result<()> {
+    let value = format!("{pool}/{volume}");
+    file.set_xattr(&OsString::from(XATTR), value.as_bytes(), 0).context("mark stub", stub_path(volume))
+}
+
+/// Undoes [`mark`].
+pub fn unmark(file: &dyn File) {
+    let _ = file.remove_xattr(&OsString::from(XATTR));
+}
+
+/// Whether a file says of itself that it is a stub.
+pub fn claims_to_be(file: &dyn File) -> bool {
+    file.get_xattr(&OsString::from(XATTR)).is_ok()
+}
+
+/// The volume of `pool` that a file says it is the stub of.
+pub fn marked_as(file: &dyn File, pool: Id) -> Option<Id> {
+    let value = file.get_xattr(&OsString::from(XATTR)).ok()?;
+    let (of, volume) = std::str::from_utf8(&value).ok()?.split_once('/')?;
+    (of.parse() == Ok(pool)).then(|| volume.parse().ok())?
+}
+
+/// Writes the text. Its modification time stays.
+pub fn describe(file: &dyn File, volume: Id, size: u64) -> io::Result<()> {
+    let times = file.stat()?;
+    let text = format!(
+        "clonefs volume {volume}, {}\n\
+         This is not the disk image itself. Its contents are in the directory .clonefs at the top of this tree.\n\
+         Mount the tree with `clonefs mount` to use it, or to let it become an ordinary file (`clonefs deepen`).\n",
+        format_size(size)
+    );
+    file.write_at(text.as_bytes(), 0)?;
+    file.set_len(text.len() as u64)?;
+    file.set_times(SetTime::At(times.atime), SetTime::At(times.mtime))
+}
+
+/// Gives `to` the owner, mode, attributes, ACLs and times of `from`; the mark of a stub stays where it is.
+pub fn copy_attributes(from: &dyn File, to: &dyn File) -> io::Result<()> {
+    let stat = from.stat()?;
+    let have = to.stat()?;
+    if (have.uid, have.gid) != (stat.uid, stat.gid) {
+        to.chown(Some(stat.uid), Some(stat.gid))?;
+    }
+    let names = unsupported_as_empty(from.list_xattr())?;
+    for name in unsupported_as_empty(to.list_xattr())? {
+        if name != XATTR && !names.contains(&name) {
+            skip_refused(&name, to.remove_xattr(&name))?;
+        }
+    }
+    for name in names.into_iter().filter(|n| n != XATTR) {
+        let value = from.get_xattr(&name)?;
+        skip_refused(&name, to.set_xattr(&name, &value, 0))?;
+    }
+    // After chown and the ACLs, which both change it.
+    to.chmod(stat.mode & 0o7777)?;
+    to.set_times(SetTime::At(stat.atime), SetTime::At(stat.mtime))
+}
+
+fn unsupported_as_empty(names: io::Result<Vec<OsString>>) -> io::Result<Vec<OsString>> {
+    match names {
+        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(Vec::new()),
+        other => other,
+    }
+}
+
+/// Attributes of security modules are set by the kernel itself; it may refuse to have them copied.
+fn skip_refused(name: &OsString, result: io::Result<()>) -> io::Result<()> {
+    let label = name.to_string_lossy().starts_with("security.") && name != "security.capability";
+    match result {
+        Err(e) if label && matches!(e.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP)) => Ok(()),
+        other => other,
+    }
+}

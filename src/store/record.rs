@@ -1,0 +1,112 @@
+//! What the catalogue holds, as it is written to disk (JSON; see `docs/format.md`).
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::Id;
+
+/// Size and modification time of a layer's file that users can reach by another name: if they differ, somebody
+/// changed it without clonefs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Size in bytes.
+    pub size: u64,
+    /// Modification time, seconds since the epoch.
+    pub seconds: i64,
+    /// Modification time, nanoseconds.
+    pub nanos: u32,
+    /// Taken after the file was synced. If not, a power loss can make the file differ from it without anybody's doing.
+    pub firm: bool,
+    /// Boot of the machine during which it was taken (`/proc/sys/kernel/random/boot_id`).
+    pub boot: String,
+}
+
+/// A frozen layer: its data never changes, only an adoption may add to it what its one heir has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRecord {
+    /// Identity.
+    pub id: Id,
+    /// Name of its files, `layers/FILE.data` and `layers/FILE.map`. Another than `id` after it adopted its parent.
+    pub file: Id,
+    /// Layer that absent blocks are read from; none for the lowest.
+    pub parent: Option<Id>,
+    /// How many blocks of the parent can be seen; beyond that, absent blocks are zeros.
+    pub overlap: u64,
+    /// Size in bytes of the volume at the moment it was frozen.
+    pub size: u64,
+    /// Every block below `size` is its own: there is no map.
+    pub complete: bool,
+    /// What its file looked like, while users can reach it by another name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stamp: Option<Stamp>,
+}
+
+impl LayerRecord {
+    /// A layer that is a whole file of `size` bytes.
+    pub fn of_file(id: Id, size: u64, stamp: Option<Stamp>) -> LayerRecord {
+        LayerRecord { id, file: id, parent: None, overlap: 0, size, complete: true, stamp }
+    }
+}
+
+/// How a volume may be deepened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Deepening {
+    /// As the pool's policy says.
+    #[default]
+    Pool,
+    /// Not until told to.
+    Never,
+    /// Now, whatever the policy says.
+    Forced,
+    /// Now, and copying bytes where blocks could be shared.
+    Physical,
+}
+
+/// A volume that is not a plain file: its name in the tree is a stub.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRecord {
+    /// Identity; `stubs/ID` is a link to its stub.
+    pub id: Id,
+    /// Identity of its own, writable layer.
+    pub top: Id,
+    /// Name of that layer's files.
+    pub file: Id,
+    /// Layer that absent blocks are read from; none when no block is absent.
+    pub parent: Option<Id>,
+    /// How many blocks of the parent can be seen, until the map says otherwise.
+    pub overlap: u64,
+    /// Size in bytes, until the map says otherwise.
+    pub size: u64,
+    /// Every block is its own: there is no map.
+    #[serde(default)]
+    pub complete: bool,
+    /// Path of the volume it was cloned from, as it was called then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// It is the continuation of a file that was cloned: it would rather adopt its parent than copy it.
+    #[serde(default)]
+    pub source: bool,
+    /// How it may be deepened.
+    #[serde(default)]
+    pub deepening: Deepening,
+    /// Background work on it is stopped by hand.
+    #[serde(default)]
+    pub paused: bool,
+    /// Where its stub was last seen, relative to the pool. A hint only.
+    #[serde(default)]
+    pub path: String,
+}
+
+/// One change of the catalogue. Several in one journal record happen together or not at all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Change {
+    /// Adds or replaces a volume.
+    Volume(VolumeRecord),
+    /// Adds or replaces a frozen layer.
+    Layer(LayerRecord),
+    /// Removes a volume.
+    DropVolume(Id),
+    /// Removes a frozen layer.
+    DropLayer(Id),
+}

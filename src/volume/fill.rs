@@ -1,0 +1,177 @@
+//! Deepening one volume, step by step: a block is copied in only if it is still absent.
+
+use std::ops::Range;
+
+use super::overlay::{Overlay, punch};
+use crate::error::{Context, Result};
+use crate::io::{FileRef, Whence};
+use crate::layer::Layer;
+use crate::layer::resolve::{Owner, resolve};
+use crate::store::data_path;
+use crate::units::{BLOCK, blocks};
+
+/// What one step did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Filled {
+    /// Where the next step begins, in blocks; `None`: nothing visible in the parent is absent any more.
+    pub next: Option<u64>,
+    /// Bytes that were copied (holes and shared blocks count as none).
+    pub copied: u64,
+    /// Blocks that became present.
+    pub blocks: u64,
+}
+
+/// How to deepen.
+#[derive(Clone, Copy, Debug)]
+pub struct Filling {
+    /// Bytes to copy in one step, about.
+    pub most: u64,
+    /// Share blocks with the parent's file where the filesystem can.
+    pub share: bool,
+    /// The filesystem tells holes of a file that does not change reliably (R12 has the ones that do not).
+    pub trust_holes: bool,
+}
+
+/// Blocks looked at in one step: 256 MiB.
+const CHUNK: u64 = 1 << 16;
+/// Blocks read at once: 1 MiB.
+const PIECE: u64 = 256;
+
+/// Where the hole that `offset` lies in ends; `None` if it lies in data.
+fn hole_end(file: &FileRef, offset: u64) -> Option<u64> {
+    match file.seek(offset, Whence::Data) {
+        Ok(data) => (data > offset).then_some(data),
+        Err(e) if e.raw_os_error() == Some(libc::ENXIO) => Some(u64::MAX),
+        Err(_) => None,
+    }
+}
+
+/// Whether all bytes are zero.
+fn is_zero(bytes: &[u8]) -> bool {
+    // SAFETY: every bit pattern is a valid u64.
+    let (head, words, tail) = unsafe { bytes.align_to::<u64>() };
+    head.iter().chain(tail).all(|&b| b == 0) && words.iter().all(|&w| w == 0)
+}
+
+impl Overlay {
+    /// Last block, exclusive, that the parent can show.
+    pub fn visible_end(&self) -> u64 {
+        self.top.overlap().min(blocks(self.top.size()))
+    }
+
+    /// Copies in absent blocks, the first ones at or after block `from`, until `how.most` bytes were copied or a chunk
+    /// of them is done. Not durable until the next flush.
+    pub fn fill_absent(&self, from: u64, how: &Filling) -> Result<Filled> {
+        let end = self.visible_end();
+        let Some(run) = self.top.next_absent(from, end) else { return Ok(Filled::default()) };
+        let run = run.start..run.end.min(run.start + CHUNK);
+        let mut filled = Filled { next: Some(run.end), ..Filled::default() };
+        let _held = self.ranges.lock(run.clone());
+        // What a guest wrote between the look above and the lock is not touched: it is present now.
+        let mut at = run.start;
+        while let Some(absent) = self.top.next_absent(at, run.end) {
+            at = absent.end;
+            let parent = self.top.parent();
+            for segment in resolve(parent.as_ref(), self.top.overlap(), absent) {
+                let mut rest = segment.blocks.clone();
+                while !rest.is_empty() {
+                    if filled.copied >= how.most {
+                        filled.next = Some(rest.start);
+                        return Ok(filled);
+                    }
+                    let done = match &segment.owner {
+                        Owner::Zero => self.fill_zero(rest.clone())?,
+                        Owner::Layer(layer) => self.fill_from(layer, rest.clone(), how, &mut filled.copied)?,
+                    };
+                    filled.blocks += done - rest.start;
+                    rest.start = done;
+                }
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Zeros must be made: the data file can hold leftovers of writes that a crash took back.
+    fn fill_zero(&self, range: Range<u64>) -> Result<u64> {
+        let file = self.top.data_for_writing()?;
+        let len = (range.end - range.start) * BLOCK;
+        punch(&file, range.start * BLOCK, len).context("punch layer data", data_path(self.top.file_id()))?;
+        self.top.mark(range.start, range.end);
+        Ok(range.end)
+    }
+
+    /// Fills the first part of `range`; returns where that part ends.
+    fn fill_from(&self, layer: &Layer, range: Range<u64>, how: &Filling, copied: &mut u64) -> Result<u64> {
+        let data = layer.data()?;
+        let start = range.start * BLOCK;
+        if let Some(hole) = data.as_ref().filter(|_| how.trust_holes).and_then(|d| hole_end(d, start)) {
+            let end = (hole / BLOCK).min(range.end);
+            if end > range.start {
+                return self.fill_zero(range.start..end);
+            }
+        }
+        if how.share && self.share_from(layer, &range)? {
+            self.top.mark(range.start, range.end);
+            return Ok(range.end);
+        }
+        let range = range.start..range.end.min(range.start + PIECE);
+        let file = self.top.data_for_writing()?;
+        let path = || data_path(self.top.file_id());
+        let end = (range.end * BLOCK).min(self.top.size());
+        let mut bytes = vec![0; (end - start) as usize];
+        layer.read(start, &mut bytes)?;
+        let mut at = 0;
+        while at < bytes.len() {
+            let zero = |i: usize| is_zero(&bytes[i..(i + BLOCK as usize).min(bytes.len())]);
+            let kind = zero(at);
+            let mut to = at;
+            while to < bytes.len() && zero(to) == kind {
+                to = (to + BLOCK as usize).min(bytes.len());
+            }
+            let offset = start + at as u64;
+            if kind {
+                punch(&file, offset, ((to - at) as u64).next_multiple_of(BLOCK)).context("punch layer data", path())?;
+            } else {
+                file.write_at(&bytes[at..to], offset).context("write layer data", path())?;
+            }
+            at = to;
+        }
+        *copied += bytes.len() as u64;
+        self.top.mark(range.start, range.end);
+        Ok(range.end)
+    }
+
+    /// Shares blocks of a parent's file; `false` where the filesystem cannot.
+    fn share_from(&self, layer: &Layer, range: &Range<u64>) -> Result<bool> {
+        let Some(source) = layer.data()? else { return Ok(false) };
+        let from = range.start * BLOCK;
+        // The last block of a source that ends within it can only be shared with a file that ends there too.
+        let end = (range.end * BLOCK).min(self.top.size());
+        if end > source.stat().context("look at layer data", data_path(layer.file_id()))?.size {
+            return Ok(false);
+        }
+        let file = self.top.data_for_writing()?;
+        Ok(file.share_range(source.as_ref(), from, from, end - from).is_ok())
+    }
+
+    /// Punches what is absent and not visible in the parent, so that the data file is what the volume shows.
+    pub fn clean_absent(&self) -> Result<()> {
+        let file = self.top.data_for_writing()?;
+        let mut at = 0;
+        let end = blocks(self.top.size());
+        while let Some(found) = self.top.next_absent(at, end) {
+            let chunk = found.start..found.end.min(found.start + CHUNK);
+            let _held = self.ranges.lock(chunk.clone());
+            at = chunk.start;
+            // What a guest wrote between the look above and the lock is present now, and stays.
+            while let Some(run) = self.top.next_absent(at, chunk.end) {
+                let (offset, len) = (run.start * BLOCK, (run.end - run.start) * BLOCK);
+                punch(&file, offset, len).context("punch layer data", data_path(self.top.file_id()))?;
+                self.top.mark(run.start, run.end);
+                at = run.end;
+            }
+            at = chunk.end;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,392 @@
+//! The life of one file of the pool: read, write, discard, truncate, sync.
+//!
+//! A volume is a plain file (calls go straight through), a plain file with clones (the first write freezes it), or an
+//! overlay of layers. It changes from one to the other under its gate, while it is open: handles look the state up at
+//! every call, so none of them ever sees an old one.
+
+pub mod fill;
+pub mod overlay;
+pub mod pinned;
+pub mod plain;
+pub mod ranges;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::error::{Context, Error, Kind, Result};
+use crate::io::{FileKey, FileRef, Fs, SetTime, Timestamp, Whence};
+use crate::store::Store;
+use overlay::{Overlay, punch};
+pub use pinned::Pinned;
+use plain::Plain;
+
+/// What a volume needs from the pool above it.
+pub trait Hooks: Send + Sync {
+    /// The volume is a plain file with clones, and is about to be changed: freezes it.
+    fn before_change(&self, volume: &Arc<Volume>) -> Result<()>;
+    /// The last handle was closed.
+    fn closed(&self, volume: &Arc<Volume>);
+    /// Something that background work may wait for has changed.
+    fn wake(&self);
+}
+
+/// What all volumes of a pool share.
+pub struct Env {
+    /// The backing filesystem.
+    pub fs: Arc<dyn Fs>,
+    /// The pool's metadata.
+    pub store: Store,
+    /// The pool is served for reading only.
+    pub read_only: bool,
+    /// The pool.
+    pub hooks: OnceLock<Weak<dyn Hooks>>,
+    /// Number of reads and writes so far, for background work to see that others are busy.
+    pub foreground: AtomicU64,
+}
+
+impl Env {
+    /// The pool above, unless it is being torn down.
+    pub fn hooks(&self) -> Result<Arc<dyn Hooks>> {
+        let gone = || Error::new(Kind::Interrupted, "use pool");
+        self.hooks.get().and_then(Weak::upgrade).ok_or_else(gone)
+    }
+}
+
+/// What a volume is at this moment.
+pub enum State {
+    /// An ordinary file.
+    Plain(Plain),
+    /// Layers.
+    Overlay(Overlay),
+    /// Its metadata cannot be used.
+    Broken {
+        /// The stub.
+        stub: FileRef,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// One file of the pool.
+pub struct Volume {
+    /// Lock order among the gates of several volumes: smaller first.
+    pub serial: u64,
+    env: Arc<Env>,
+    /// Held by what replaces its backing file, from start to end. Taken before the names' lock and the gate.
+    switching: Mutex<()>,
+    /// Held shared by every read and write, exclusively by what changes the state. Taken before the pool's locks.
+    gate: RwLock<State>,
+    key: Mutex<FileKey>,
+    /// Where it was last seen, relative to the pool.
+    path: Mutex<PathBuf>,
+    handles: AtomicUsize,
+    writers: AtomicUsize,
+    /// Time of the last write that the stub does not carry yet.
+    mtime: Mutex<Option<Timestamp>>,
+}
+
+static SERIAL: AtomicU64 = AtomicU64::new(1);
+
+impl Volume {
+    /// The volume whose attributes are those of the file `key`, last seen at `path`.
+    pub fn new(env: Arc<Env>, key: FileKey, path: &Path, state: State) -> Arc<Volume> {
+        Arc::new(Volume {
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+            env,
+            switching: Mutex::new(()),
+            gate: RwLock::new(state),
+            key: Mutex::new(key),
+            path: Mutex::new(path.to_path_buf()),
+            handles: AtomicUsize::new(0),
+            writers: AtomicUsize::new(0),
+            mtime: Mutex::new(None),
+        })
+    }
+
+    /// Identity of the backing file that carries its attributes now.
+    pub fn key(&self) -> FileKey {
+        *self.key.lock()
+    }
+
+    /// Sets it, when another file has taken the place of the old one.
+    pub fn set_key(&self, key: FileKey) {
+        *self.key.lock() = key;
+    }
+
+    /// Where it was last seen.
+    pub fn path(&self) -> PathBuf {
+        self.path.lock().clone()
+    }
+
+    /// Notes where it is.
+    pub fn set_path(&self, path: &Path) {
+        *self.path.lock() = path.to_path_buf();
+    }
+
+    /// Held by what replaces its backing file, from start to end.
+    pub fn switching(&self) -> &Mutex<()> {
+        &self.switching
+    }
+
+    /// The gate, for operations of the pool.
+    pub fn gate(&self) -> &RwLock<State> {
+        &self.gate
+    }
+
+    /// The backing file that carries its attributes.
+    pub fn file(&self) -> Option<FileRef> {
+        Some(match &*self.gate.read() {
+            State::Plain(plain) => plain.file.clone(),
+            State::Overlay(overlay) => overlay.stub.clone(),
+            State::Broken { stub, .. } => stub.clone(),
+        })
+    }
+
+    /// Runs `work` on the backing file that carries its attributes, which cannot be replaced meanwhile.
+    pub fn with_file<T>(&self, work: impl FnOnce(&FileRef) -> T) -> T {
+        match &*self.gate.read() {
+            State::Plain(plain) => work(&plain.file),
+            State::Overlay(overlay) => work(&overlay.stub),
+            State::Broken { stub, .. } => work(stub),
+        }
+    }
+
+    /// Counts an open handle.
+    pub fn open_handle(&self, write: bool) {
+        self.handles.fetch_add(1, Ordering::AcqRel);
+        if write {
+            self.writers.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Counts it closed. After the last one an unlinked volume is removed.
+    pub fn close_handle(self: &Arc<Self>, write: bool) {
+        if write {
+            self.writers.fetch_sub(1, Ordering::AcqRel);
+        }
+        if self.handles.fetch_sub(1, Ordering::AcqRel) == 1
+            && let Ok(hooks) = self.env.hooks()
+        {
+            hooks.closed(self);
+        }
+    }
+
+    /// Number of open handles.
+    pub fn handles(&self) -> usize {
+        self.handles.load(Ordering::Acquire)
+    }
+
+    /// Number of open handles that can write.
+    pub fn writers(&self) -> usize {
+        self.writers.load(Ordering::Acquire)
+    }
+
+    fn broken(why: &str) -> Error {
+        Error::new(Kind::Damaged, "use volume").because(why.to_owned())
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> Result<u64> {
+        match &*self.gate.read() {
+            State::Plain(plain) => Ok(plain.file.stat().context("look at file", self.path())?.size),
+            State::Overlay(overlay) => Ok(overlay.top.size()),
+            State::Broken { why, .. } => Err(Volume::broken(why)),
+        }
+    }
+
+    /// Reads up to the end of the file; returns how many bytes.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        self.env.foreground.fetch_add(1, Ordering::Relaxed);
+        match &*self.gate.read() {
+            State::Plain(plain) => plain.file.read_at(buf, offset).map_err(|e| Error::io("read", e).at(self.path())),
+            State::Overlay(overlay) => overlay.read(offset, buf),
+            State::Broken { why, .. } => Err(Volume::broken(why)),
+        }
+    }
+
+    /// Runs `change` with the gate held shared, after a plain file with clones was frozen.
+    fn change<T>(self: &Arc<Self>, change: impl Fn(&State) -> Result<T>) -> Result<T> {
+        self.writable()?;
+        self.env.foreground.fetch_add(1, Ordering::Relaxed);
+        loop {
+            let gate = self.gate.read();
+            match &*gate {
+                State::Plain(plain) if plain.shared.is_some() => {}
+                State::Broken { why, .. } => return Err(Volume::broken(why)),
+                state => {
+                    let result = change(state);
+                    drop(gate);
+                    self.keep_if_unheld();
+                    return result;
+                }
+            }
+            drop(gate);
+            self.env.hooks()?.before_change(self)?;
+        }
+    }
+
+    /// A change without a handle (truncate(2) by path): nobody's close will have it kept until it is synced.
+    fn keep_if_unheld(self: &Arc<Self>) {
+        if self.handles() == 0
+            && let Ok(hooks) = self.env.hooks()
+        {
+            hooks.closed(self);
+        }
+    }
+
+    fn writable(&self) -> Result<()> {
+        if self.env.read_only { Err(Error::new(Kind::ReadOnly, "write").at(self.path())) } else { Ok(()) }
+    }
+
+    fn note_write(&self) {
+        *self.mtime.lock() = Some(Timestamp::now());
+    }
+
+    /// Writes all of `data`; the file grows if it goes past the end.
+    pub fn write(self: &Arc<Self>, offset: u64, data: &[u8]) -> Result<()> {
+        self.change(|state| match state {
+            State::Plain(plain) => {
+                plain.touch();
+                plain.file.write_at(data, offset).map_err(|e| Error::io("write", e).at(self.path()))
+            }
+            State::Overlay(overlay) => {
+                self.note_write();
+                overlay.write(offset, data)
+            }
+            State::Broken { why, .. } => Err(Volume::broken(why)),
+        })
+    }
+
+    /// fallocate(2) for the modes 0, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE.
+    pub fn allocate(self: &Arc<Self>, mode: i32, offset: u64, len: u64) -> Result<()> {
+        let (keep, hole, zero) = (libc::FALLOC_FL_KEEP_SIZE, libc::FALLOC_FL_PUNCH_HOLE, libc::FALLOC_FL_ZERO_RANGE);
+        if mode & !(keep | hole | zero) != 0 || mode & (hole | zero) == hole | zero || mode & (hole | keep) == hole {
+            return Err(Error::new(Kind::Unsupported, "allocate").at(self.path()));
+        }
+        let end = offset.checked_add(len).filter(|_| len > 0);
+        let end = end.ok_or_else(|| Error::new(Kind::Invalid, "allocate").at(self.path()))?;
+        self.change(|state| match state {
+            State::Plain(plain) => {
+                plain.touch();
+                plain.file.allocate(mode, offset, len).context("allocate", self.path())
+            }
+            State::Overlay(overlay) => {
+                if mode & (hole | zero) == 0 {
+                    return overlay.reserve(offset, end, mode & keep != 0);
+                }
+                self.note_write();
+                let grow = mode & keep == 0 && end > overlay.top.size();
+                overlay.zero(offset, end, mode & zero != 0)?;
+                // Beyond the old end there is nothing to zero: new bytes read as zeros.
+                if grow { overlay.reserve(offset, end, false) } else { Ok(()) }
+            }
+            State::Broken { why, .. } => Err(Volume::broken(why)),
+        })
+    }
+
+    /// Sets the size; new bytes read as zeros.
+    pub fn set_size(self: &Arc<Self>, size: u64) -> Result<()> {
+        self.writable()?;
+        loop {
+            let gate = self.gate.write();
+            match &*gate {
+                State::Plain(plain) if plain.shared.is_some() => {}
+                State::Plain(plain) => {
+                    let pristine = plain.pristine.load(Ordering::Acquire) || size == 0;
+                    plain.touch();
+                    plain.file.set_len(size).context("set size", self.path())?;
+                    // An empty file holds nothing; what it grows by is zeros.
+                    plain.pristine.store(pristine, Ordering::Release);
+                    return Ok(());
+                }
+                State::Overlay(overlay) => {
+                    self.note_write();
+                    let result = overlay.set_size(size, self.env.fs.as_ref());
+                    drop(gate);
+                    self.keep_if_unheld();
+                    return result;
+                }
+                State::Broken { why, .. } => return Err(Volume::broken(why)),
+            }
+            drop(gate);
+            self.env.hooks()?.before_change(self)?;
+        }
+    }
+
+    /// Next data or hole at or after `offset`; `ENXIO` past the end.
+    pub fn seek(&self, offset: u64, whence: Whence) -> Result<u64> {
+        match &*self.gate.read() {
+            State::Plain(plain) => plain.file.seek(offset, whence).context("seek", self.path()),
+            State::Overlay(overlay) => overlay.seek(offset, whence),
+            State::Broken { why, .. } => Err(Volume::broken(why)),
+        }
+    }
+
+    /// Makes contents and size durable, and the name of a new clone too. The gate is held only for a look, so that a
+    /// clone never waits for a sync.
+    pub fn sync(&self, data_only: bool) -> Result<()> {
+        self.sync_as(data_only, false)
+    }
+
+    /// The same; with `names_synced`, all names that existed before the call are known to be durable.
+    pub fn sync_as(&self, data_only: bool, names_synced: bool) -> Result<()> {
+        let gate = self.gate.read();
+        match &*gate {
+            State::Plain(plain) => {
+                let (file, durability) = (plain.file.clone(), plain.durability.clone());
+                drop(gate);
+                durability.sync(self.env.fs.as_ref(), &file, data_only).map_err(|e| e.at(self.path()))
+            }
+            State::Overlay(overlay) => {
+                self.flush_mtime(overlay);
+                let (syncing, stub) = (overlay.syncing(), overlay.stub.clone());
+                drop(gate);
+                syncing.run(self.env.fs.as_ref(), &self.env.store, names_synced)?;
+                if data_only { Ok(()) } else { stub.sync_all().context("sync stub", self.path()) }
+            }
+            State::Broken { why, .. } => Err(Volume::broken(why)),
+        }
+    }
+
+    /// Puts the time of the last write into the stub. Failing to is no reason to fail a sync: the bytes are safe.
+    fn flush_mtime(&self, overlay: &Overlay) {
+        if let Some(at) = self.mtime.lock().take() {
+            overlay.mtime_dirty.store(false, Ordering::Release);
+            let _ = overlay.stub.set_times(SetTime::Keep, SetTime::At(at));
+        }
+    }
+
+    /// Same, for callers outside a sync.
+    pub fn settle_mtime(&self) {
+        if let State::Overlay(overlay) = &*self.gate.read() {
+            self.flush_mtime(overlay);
+        }
+    }
+
+    /// Time of the last write that the stub does not carry yet.
+    pub fn pending_mtime(&self) -> Option<Timestamp> {
+        *self.mtime.lock()
+    }
+
+    /// Forgets it, because the user sets another time.
+    pub fn forget_mtime(&self) {
+        *self.mtime.lock() = None;
+    }
+
+    /// Whether something was written that is not durable.
+    pub fn is_dirty(&self) -> bool {
+        match &*self.gate.read() {
+            State::Plain(plain) => plain.is_dirty(),
+            State::Overlay(overlay) => overlay.is_dirty(),
+            State::Broken { .. } => false,
+        }
+    }
+
+    /// Zeroes a range of a plain file by punching it; for tests and the pool.
+    pub fn punch_plain(file: &FileRef, offset: u64, len: u64) -> std::io::Result<()> {
+        punch(file, offset, len)
+    }
+}

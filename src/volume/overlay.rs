@@ -1,0 +1,418 @@
+//! Reading and writing a volume whose own layer is not complete.
+//!
+//! Whole blocks go to the top layer without a look at the parent. A partial write to a block that is not present
+//! reads the rest of it from the parent first, with the block locked (R3).
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::plain::sync_entry;
+use super::ranges::Ranges;
+use crate::error::{Context, Error, Kind, Result};
+use crate::io::{FileRef, Fs, Whence};
+use crate::layer::Layer;
+use crate::layer::resolve::{Owner, Segment, resolve};
+use crate::store::Store;
+use crate::store::catalogue::Catalogue;
+use crate::store::record::Change;
+use crate::units::{BLOCK, Id, MAX_VOLUME, blocks};
+
+/// A volume made of layers.
+pub struct Overlay {
+    /// Identity in the catalogue.
+    pub id: Id,
+    /// The stub, which carries name, owner, mode, times and attributes.
+    pub stub: FileRef,
+    /// Its own layer.
+    pub top: Arc<Layer>,
+    /// What of it is not durable besides its own layer.
+    pub debts: Arc<Debts>,
+    /// Contents were changed since the stub's modification time was set.
+    pub mtime_dirty: AtomicBool,
+    /// Nothing was written to it since it was made empty: what is present is zeros. Then ranges can be shared into it.
+    pub pristine: AtomicBool,
+    /// Blocks being filled.
+    pub ranges: Ranges,
+}
+
+/// What must become durable with a volume, besides its own layer. Its own object, so that a sync can work on it
+/// without holding up anybody who wants the volume.
+pub struct Debts {
+    /// Layers below that may hold data that is not durable yet, lowest first (R5). Held only for a look.
+    pub pending: Mutex<Vec<Arc<Layer>>>,
+    /// Number of the last commit that this volume depends on.
+    pub commit: AtomicU64,
+    /// The link in `stubs` may not be durable yet.
+    pub names_dirty: AtomicBool,
+    /// Directory whose entry for the stub may not be durable yet, because the stub took the place of a file.
+    pub directory: Mutex<Option<PathBuf>>,
+}
+
+/// All that a sync needs, taken from a volume at one moment.
+pub struct Syncing {
+    id: Id,
+    top: Arc<Layer>,
+    stub: FileRef,
+    debts: Arc<Debts>,
+}
+
+/// Sets `punch` on a file, or writes zeros where the filesystem cannot punch holes.
+pub fn punch(file: &FileRef, offset: u64, len: u64) -> std::io::Result<()> {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    match file.allocate(mode, offset, len) {
+        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => write_zeros(file, offset, len),
+        other => other,
+    }
+}
+
+fn write_zeros(file: &FileRef, offset: u64, len: u64) -> std::io::Result<()> {
+    let end = (offset + len).min(file.stat()?.size);
+    let zeros = [0u8; 64 << 10];
+    let mut at = offset;
+    while at < end {
+        let step = (end - at).min(zeros.len() as u64);
+        file.write_at(&zeros[..step as usize], at)?;
+        at += step;
+    }
+    Ok(())
+}
+
+impl Overlay {
+    /// A volume over `top`.
+    pub fn new(id: Id, stub: FileRef, top: Arc<Layer>, pending: Vec<Arc<Layer>>, commit: u64) -> Overlay {
+        Overlay {
+            id,
+            stub,
+            top,
+            debts: Arc::new(Debts {
+                pending: Mutex::new(pending),
+                commit: AtomicU64::new(commit),
+                names_dirty: AtomicBool::new(commit > 0),
+                directory: Mutex::new(None),
+            }),
+            mtime_dirty: AtomicBool::new(false),
+            pristine: AtomicBool::new(false),
+            ranges: Ranges::default(),
+        }
+    }
+
+    /// Where each block of `range` is read from.
+    pub fn layout(&self, range: Range<u64>) -> Vec<Segment> {
+        let mut segments = Vec::with_capacity(2);
+        let parent = self.top.parent();
+        for (run, present) in self.top.runs(range.start, range.end) {
+            if present {
+                segments.push(Segment { blocks: run, owner: Owner::Layer(self.top.clone()) });
+            } else {
+                segments.extend(resolve(parent.as_ref(), self.top.overlap(), run));
+            }
+        }
+        segments
+    }
+
+    /// Reads bytes as they are, up to the volume's size; returns how many.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let size = self.top.size();
+        if offset >= size {
+            return Ok(0);
+        }
+        let len = (size - offset).min(buf.len() as u64) as usize;
+        self.read_blocks(offset, &mut buf[..len])?;
+        Ok(len)
+    }
+
+    fn read_blocks(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let end = offset + buf.len() as u64;
+        if self.top.has_all(offset / BLOCK, blocks(end)) {
+            return self.top.read(offset, buf);
+        }
+        read_segments(&self.layout(offset / BLOCK..blocks(end)), offset, buf)
+    }
+
+    /// Writes bytes; the volume grows if they go past its end.
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let end = offset + data.len() as u64;
+        if end > MAX_VOLUME {
+            return Err(Error::new(Kind::TooLarge, "write"));
+        }
+        if data.is_empty() {
+            return Ok(());
+        }
+        self.pristine.store(false, Ordering::Release);
+        self.mtime_dirty.store(true, Ordering::Release);
+        let (first, last) = (offset / BLOCK, blocks(end));
+        let file = self.top.data_for_writing()?;
+        if self.top.has_all(first, last) {
+            self.put(&file, offset, data)?;
+            self.top.grow_size(end);
+            // After the write: a sync that came in between may not have seen it.
+            self.top.touch(first, last);
+            return Ok(());
+        }
+        let _held = self.ranges.lock(first..last);
+        let head = if self.top.has(first) { 0 } else { (offset % BLOCK) as usize };
+        // The rest of the last block counts only up to the end of the volume; beyond that it is zeros by itself.
+        let stop = (last * BLOCK).min(self.top.size().max(end));
+        let tail = if self.top.has(last - 1) { 0 } else { (stop - end) as usize };
+        if head == 0 && tail == 0 {
+            self.put(&file, offset, data)?;
+        } else {
+            let mut whole = vec![0; head + data.len() + tail];
+            self.read_blocks(offset - head as u64, &mut whole[..head])?;
+            whole[head..head + data.len()].copy_from_slice(data);
+            self.read_blocks(end, &mut whole[head + data.len()..])?;
+            self.put(&file, offset - head as u64, &whole)?;
+        }
+        // The blocks first: who sees the new size must see what is in it.
+        self.top.mark(first, last);
+        self.top.grow_size(end);
+        Ok(())
+    }
+
+    fn put(&self, file: &FileRef, offset: u64, data: &[u8]) -> Result<()> {
+        file.write_at(data, offset).context("write layer data", crate::store::data_path(self.top.file_id()))
+    }
+
+    /// Makes `[offset, end)` read as zeros, and gives the space back unless `keep`. Does not change the size.
+    pub fn zero(&self, offset: u64, end: u64, keep: bool) -> Result<()> {
+        let size = self.top.size();
+        let end = end.min(size);
+        if offset >= end {
+            return Ok(());
+        }
+        let first = blocks(offset);
+        // At the end of the volume a part of a block is all of it.
+        let last = if end == size { blocks(end) } else { end / BLOCK };
+        if first >= last {
+            // At most two blocks, neither of them whole.
+            let bound = (first * BLOCK).clamp(offset, end);
+            self.zero_bytes(offset, bound)?;
+            return self.zero_bytes(bound, end);
+        }
+        self.zero_bytes(offset, first * BLOCK)?;
+        self.zero_bytes((last * BLOCK).min(end), end)?;
+        self.pristine.store(false, Ordering::Release);
+        self.mtime_dirty.store(true, Ordering::Release);
+        let file = self.top.data_for_writing()?;
+        let _held = self.ranges.lock(first..last);
+        let (at, len) = (first * BLOCK, (last - first) * BLOCK);
+        self.top.touch(first, last);
+        let zeroed = if keep {
+            let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+            file.allocate(mode, at, len.min(end - at))
+        } else {
+            punch(&file, at, len)
+        };
+        let path = || crate::store::data_path(self.top.file_id());
+        match zeroed {
+            Err(e) if keep && e.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                punch(&file, at, len).context("punch layer data", path())?
+            }
+            other => other.context("punch layer data", path())?,
+        }
+        self.top.mark(first, last);
+        Ok(())
+    }
+
+    /// Writes zeros over a part of one block, unless it reads as zeros anyway.
+    fn zero_bytes(&self, offset: u64, end: u64) -> Result<()> {
+        if offset >= end {
+            return Ok(());
+        }
+        let block = offset / BLOCK;
+        let nowhere = matches!(self.layout(block..block + 1).as_slice(), [Segment { owner: Owner::Zero, .. }]);
+        if nowhere { Ok(()) } else { self.write(offset, &vec![0; (end - offset) as usize]) }
+    }
+
+    /// Reserves space. Absent blocks stay absent.
+    pub fn reserve(&self, offset: u64, end: u64, keep_size: bool) -> Result<()> {
+        if end > MAX_VOLUME {
+            return Err(Error::new(Kind::TooLarge, "allocate"));
+        }
+        let file = self.top.data_for_writing()?;
+        let mode = if keep_size { libc::FALLOC_FL_KEEP_SIZE } else { 0 };
+        self.top.set_dirty();
+        file.allocate(mode, offset, end - offset)
+            .context("allocate layer data", crate::store::data_path(self.top.file_id()))?;
+        if !keep_size {
+            self.top.grow_size(end);
+        }
+        Ok(())
+    }
+
+    /// Sets the size. The caller excludes all other I/O.
+    pub fn set_size(&self, size: u64, fs: &dyn Fs) -> Result<()> {
+        if size > MAX_VOLUME {
+            return Err(Error::new(Kind::TooLarge, "set size"));
+        }
+        let old = self.top.size();
+        if size == old {
+            return Ok(());
+        }
+        self.mtime_dirty.store(true, Ordering::Release);
+        if size > old {
+            self.top.resize_data(size)?;
+            self.top.set_size(size);
+            return Ok(());
+        }
+        self.syncing().sync_names(fs)?;
+        self.shrink(old, size)
+    }
+
+    /// The record of a shrink is durable before a byte goes (R10). Blocks beyond the new end become absent, and nothing
+    /// of the parent can be seen there: growing again shows zeros. A failure leaves what was there.
+    fn shrink(&self, old: u64, size: u64) -> Result<()> {
+        let overlap = self.top.overlap();
+        let kept = size / BLOCK;
+        if !size.is_multiple_of(BLOCK) && !self.top.has(kept) && kept < overlap {
+            // The last block is cut in the data file, so it must be there: all of it, for the case that this fails.
+            let mut bytes = vec![0; (old - kept * BLOCK).min(BLOCK) as usize];
+            self.read_blocks(kept * BLOCK, &mut bytes)?;
+            let file = self.top.data_for_writing()?;
+            self.put(&file, kept * BLOCK, &bytes)?;
+            self.top.mark(kept, kept + 1);
+        }
+        let lost = self.top.present_between(blocks(size), blocks(old));
+        self.top.clear(blocks(size), blocks(old));
+        self.top.set_size(size);
+        self.top.set_overlap(overlap.min(blocks(size)));
+        if let Err(error) = self.top.flush() {
+            self.top.restore(&lost);
+            self.top.set_size(old);
+            self.top.set_overlap(overlap);
+            return Err(error);
+        }
+        self.top.resize_data(size)
+    }
+
+    /// Next data or hole, see [`crate::io::File::seek`].
+    pub fn seek(&self, offset: u64, whence: Whence) -> Result<u64> {
+        let size = self.top.size();
+        if offset >= size {
+            return Err(Error::io("seek", std::io::Error::from_raw_os_error(libc::ENXIO)));
+        }
+        seek_segments(size, offset, whence, |range| self.layout(range))
+    }
+
+    /// What a sync that begins now has to make durable.
+    pub fn syncing(&self) -> Syncing {
+        Syncing { id: self.id, top: self.top.clone(), stub: self.stub.clone(), debts: self.debts.clone() }
+    }
+
+    /// Whether something is not durable.
+    pub fn is_dirty(&self) -> bool {
+        let debts = &self.debts;
+        self.top.is_dirty() || debts.names_dirty.load(Ordering::Acquire) || !debts.pending.lock().is_empty()
+    }
+}
+
+impl Syncing {
+    /// Makes the stub and its link durable. That comes before the map of its layer: data without a stub is taken for
+    /// a volume that lost its name.
+    fn sync_names(&self, fs: &dyn Fs) -> Result<()> {
+        if self.debts.names_dirty.load(Ordering::Acquire) {
+            self.stub.sync_all().context("sync stub", crate::store::stub_path(self.id))?;
+            let stubs = std::path::Path::new(crate::store::STUBS);
+            fs.sync_dir(stubs).context("sync stubs directory", stubs)?;
+        }
+        Ok(())
+    }
+
+    /// Makes everything durable: layers below first, then data, map, names and the journal. Hold no gate: writes to
+    /// the volume, and clones of it, go on meanwhile. With `names_synced`, names need no sync of their own.
+    pub fn run(&self, fs: &dyn Fs, store: &Store, names_synced: bool) -> Result<()> {
+        let debts = &self.debts;
+        let pending = debts.pending.lock().clone();
+        for layer in &pending {
+            layer.flush()?;
+            // Its file is durable as it was when it was cloned: a later difference is somebody's doing.
+            let number = store.commit_with(|catalogue| firm_stamp(catalogue, layer.id))?;
+            debts.commit.fetch_max(number, Ordering::AcqRel);
+        }
+        // Cleared only at the end: a second sync must not return before the names of the first are durable.
+        let names = debts.names_dirty.load(Ordering::Acquire);
+        if !names_synced {
+            self.sync_names(fs)?;
+        }
+        self.top.flush()?;
+        sync_entry(fs, &debts.directory)?;
+        store.sync(debts.commit.load(Ordering::Acquire))?;
+        if names {
+            debts.names_dirty.store(false, Ordering::Release);
+        }
+        debts.pending.lock().retain(|layer| !pending.iter().any(|done| Arc::ptr_eq(done, layer)));
+        Ok(())
+    }
+}
+
+/// The change that makes a layer's stamp firm, if there is one to make.
+fn firm_stamp(catalogue: &Catalogue, layer: Id) -> Vec<Change> {
+    let Some(mut record) = catalogue.layer(layer).cloned() else { return Vec::new() };
+    match &mut record.stamp {
+        Some(stamp) if !stamp.firm => stamp.firm = true,
+        _ => return Vec::new(),
+    }
+    vec![Change::Layer(record)]
+}
+
+/// Reads `buf` at `offset` out of the segments that cover it.
+pub fn read_segments(segments: &[Segment], offset: u64, buf: &mut [u8]) -> Result<()> {
+    let end = offset + buf.len() as u64;
+    for segment in segments {
+        let from = (segment.blocks.start * BLOCK).max(offset);
+        let to = (segment.blocks.end * BLOCK).min(end);
+        if from >= to {
+            continue;
+        }
+        let part = &mut buf[(from - offset) as usize..(to - offset) as usize];
+        match &segment.owner {
+            Owner::Zero => part.fill(0),
+            Owner::Layer(layer) => layer.read(from, part)?,
+        }
+    }
+    Ok(())
+}
+
+/// Finds data or a hole through the segments of a volume of `size` bytes.
+pub fn seek_segments(
+    size: u64,
+    offset: u64,
+    whence: Whence,
+    layout: impl Fn(Range<u64>) -> Vec<Segment>,
+) -> Result<u64> {
+    /// Blocks looked at in one step: 256 MiB.
+    const STEP: u64 = 1 << 16;
+    let mut at = offset;
+    while at < size {
+        let first = at / BLOCK;
+        for segment in layout(first..(first + STEP).min(blocks(size))) {
+            let end = (segment.blocks.end * BLOCK).min(size);
+            let from = at.max(segment.blocks.start * BLOCK);
+            let found = match &segment.owner {
+                Owner::Zero => (whence == Whence::Hole).then_some(from),
+                Owner::Layer(layer) => match layer.data()? {
+                    None => (whence == Whence::Hole).then_some(from),
+                    Some(data) => match data.seek(from, whence) {
+                        Ok(pos) if pos < end => Some(pos.max(from)),
+                        Ok(_) => None,
+                        // Past the end of the data file: a hole up to the end of the volume.
+                        Err(e) if e.raw_os_error() == Some(libc::ENXIO) => (whence == Whence::Hole).then_some(from),
+                        Err(e) => return Err(Error::io("seek layer data", e)),
+                    },
+                },
+            };
+            if let Some(found) = found {
+                return Ok(found);
+            }
+            at = end;
+        }
+    }
+    match whence {
+        Whence::Hole => Ok(size),
+        Whence::Data => Err(Error::io("seek", std::io::Error::from_raw_os_error(libc::ENXIO))),
+    }
+}

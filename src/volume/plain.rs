@@ -1,0 +1,88 @@
+//! A plain file as a volume: calls go straight through, until it has clones.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::error::{Error, Result};
+use crate::io::{FileRef, Fs};
+use crate::layer::{Latch, Layer};
+
+/// An ordinary file of the backing filesystem.
+pub struct Plain {
+    /// The file, open for writing where that is allowed.
+    pub file: FileRef,
+    /// The layer that clones read this file through; the first write must freeze it (see `pool::freeze`).
+    pub shared: Option<Arc<Layer>>,
+    /// It was made empty through this mount and nothing was written to it: all of it reads as zeros.
+    pub pristine: AtomicBool,
+    /// What is not durable.
+    pub durability: Arc<Durability>,
+}
+
+/// Whether what was written to a file is durable; outlives a change of the volume's state.
+#[derive(Default)]
+pub struct Durability {
+    dirty: AtomicBool,
+    /// The first failed sync: the kernel reports it once and then calls lost pages clean (R14).
+    pub latch: Arc<Latch>,
+    /// Directory whose entry for this file may not be durable yet, because it took the place of a stub.
+    pub directory: Mutex<Option<PathBuf>>,
+    /// One sync at a time: only one of two hears of a failure.
+    syncing: Mutex<()>,
+}
+
+impl Plain {
+    /// An existing file.
+    pub fn new(file: FileRef, shared: Option<Arc<Layer>>) -> Plain {
+        let durability: Arc<Durability> = Arc::default();
+        if let Some(layer) = &shared {
+            layer.share_latch(&durability.latch);
+        }
+        Plain { file, shared, pristine: AtomicBool::new(false), durability }
+    }
+
+    /// Notes that contents are about to change.
+    pub fn touch(&self) {
+        self.pristine.store(false, Ordering::Release);
+        self.durability.dirty.store(true, Ordering::Release);
+    }
+
+    /// Whether something was written since the last sync.
+    pub fn is_dirty(&self) -> bool {
+        self.durability.dirty.load(Ordering::Acquire)
+    }
+
+    /// The error to give while a sync has failed.
+    pub fn check_latch(&self) -> Result<()> {
+        self.durability.latch.check("use file")
+    }
+}
+
+impl Durability {
+    /// Makes contents durable, and the name if it is new; the first failure stays.
+    pub fn sync(&self, fs: &dyn Fs, file: &FileRef, data_only: bool) -> Result<()> {
+        let _one = self.syncing.lock();
+        self.latch.check("sync file")?;
+        self.dirty.store(false, Ordering::Release);
+        let result = if data_only { file.sync_data() } else { file.sync_all() };
+        result.map_err(|e| {
+            self.latch.set(&e);
+            Error::io("sync file", e)
+        })?;
+        sync_entry(fs, &self.directory)
+    }
+}
+
+/// Makes a directory entry durable that is owed. A directory that is gone owes nothing.
+pub fn sync_entry(fs: &dyn Fs, directory: &Mutex<Option<PathBuf>>) -> Result<()> {
+    let Some(path) = directory.lock().clone() else { return Ok(()) };
+    match fs.sync_dir(&path) {
+        Err(e) if e.raw_os_error() != Some(libc::ENOENT) => return Err(Error::io("sync directory", e).at(path)),
+        _ => {}
+    }
+    directory.lock().take_if(|owed| *owed == path);
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! Rules about the source itself: imports run one way, files stay small, sources are ASCII.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Rank of each module: it may use modules of a lower rank only. `units`, `error` and `door` are for all.
+const RANKS: &[(&str, u32)] = &[
+    ("io", 1),
+    ("store", 2),
+    ("layer", 3),
+    ("volume", 4),
+    ("pool", 5),
+    ("compactor", 6),
+    ("transfer", 6),
+    ("vm", 6),
+    ("fuse", 7),
+    ("mount", 8),
+    ("client", 9),
+    ("cli", 10),
+];
+const FOR_ALL: &[&str] = &["units", "error", "door"];
+
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).expect("the source directory").flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn all() -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+    assert!(found.len() > 20, "only {} sources found", found.len());
+    found.into_iter().map(|p| (p.clone(), std::fs::read_to_string(p).expect("a readable source"))).collect()
+}
+
+/// The module that a source file belongs to.
+fn module_of(path: &Path) -> String {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let first = path.strip_prefix(src).expect("below src").components().next().expect("a name");
+    first.as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned()
+}
+
+/// Modules of this crate that a text names by `crate::NAME`.
+fn uses(text: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    for line in text.lines().filter(|l| !l.trim_start().starts_with("//")) {
+        for part in line.split("crate::").skip(1) {
+            let name: String = part.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+            names.push(name);
+        }
+    }
+    names
+}
+
+#[test]
+fn imports_run_one_way() {
+    let ranks: BTreeMap<&str, u32> = RANKS.iter().copied().collect();
+    let mut wrong = Vec::new();
+    for (path, text) in all() {
+        let module = module_of(&path);
+        if matches!(module.as_str(), "lib" | "main") {
+            continue;
+        }
+        let rank = ranks.get(module.as_str()).copied();
+        if rank.is_none() && !FOR_ALL.contains(&module.as_str()) {
+            wrong.push(format!("{} is in no module with a rank", path.display()));
+            continue;
+        }
+        for used in uses(&text) {
+            let Some(other) = ranks.get(used.as_str()) else { continue };
+            if used != module && *other >= rank.unwrap_or(0) {
+                wrong.push(format!("{} uses {used}", path.display()));
+            }
+        }
+    }
+    wrong.dedup();
+    assert!(wrong.is_empty(), "imports that run the wrong way:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn sources_are_ascii() {
+    for (path, text) in all() {
+        let line = text.lines().position(|l| !l.is_ascii());
+        assert_eq!(line, None, "{} has a character that is not ASCII (line counted from 0)", path.display());
+    }
+}
+
+#[test]
+fn files_stay_readable() {
+    for (path, text) in all() {
+        let lines = text.lines().count();
+        assert!(lines <= 600, "{} has {lines} lines: split it by idea", path.display());
+    }
+}
+
+#[test]
+fn the_architecture_names_every_module() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md");
+    let page = std::fs::read_to_string(page).expect("ARCHITECTURE.md");
+    for (path, _) in all() {
+        let module = module_of(&path);
+        assert!(
+            matches!(module.as_str(), "lib" | "main") || page.contains(&format!("`{module}`")),
+            "{module} is missing"
+        );
+    }
+}

@@ -1,0 +1,375 @@
+//! The pool under test on a simulated disk, and the model beside it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+
+use clonefs::io::{Fs, Open, Rename};
+use clonefs::pool::{CloneOptions, Names, Pool, PoolOptions};
+use clonefs::units::Id;
+use clonefs::volume::fill::Filling;
+use clonefs::volume::{State, Volume};
+
+use super::model::{Found, Model};
+use super::ops::{Name, Op};
+use crate::common::names::Finder;
+use crate::common::simfs::SimFs;
+
+/// Size of the base: large enough for ranges to be shared, with an odd end.
+pub const SIZE: usize = (33 << 12) + 700;
+
+pub type Outcome<T = ()> = Result<T, String>;
+
+pub struct World {
+    pub fs: Arc<SimFs>,
+    pub pool: Arc<Pool>,
+    names: Arc<dyn Names>,
+    pub model: Model,
+    /// Open handles, and whether they can write.
+    open: BTreeMap<Name, (Arc<Volume>, bool)>,
+    /// A sync of a file makes its name durable.
+    sync_names: bool,
+    serial: u64,
+}
+
+pub fn text<E: std::fmt::Display>(error: E) -> String {
+    error.to_string()
+}
+
+pub fn file_name(name: Name) -> PathBuf {
+    PathBuf::from(format!("v{name}.img"))
+}
+
+/// Bytes that are found nowhere else: each 8 of them say which write and which place.
+pub fn pattern(serial: u64, offset: u64, len: usize) -> Vec<u8> {
+    let word = |at: u64| (serial << 40 | at | 1 << 39).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
+    (offset..offset + len as u64).map(|at| word(at / 8)[(at % 8) as usize]).collect()
+}
+
+/// Opens the pool of a filesystem, as a mount does.
+pub fn serve(fs: &Arc<SimFs>) -> Outcome<(Arc<Pool>, Arc<dyn Names>)> {
+    let fs: Arc<dyn Fs> = fs.clone();
+    let options = PoolOptions { deepen_auto: false, ..PoolOptions::default() };
+    let pool = Pool::open(fs.clone(), options).map_err(|e| format!("the pool does not open: {e}"))?;
+    let names: Arc<dyn Names> = Arc::new(Finder(fs));
+    let weak: Weak<dyn Names> = Arc::downgrade(&names);
+    pool.set_names(weak);
+    Ok((pool, names))
+}
+
+/// The volume at a name.
+pub fn volume_at(pool: &Arc<Pool>, path: &Path) -> Outcome<Arc<Volume>> {
+    let stat = pool.fs().stat(path).map_err(text)?;
+    pool.volume(stat.key, path).map_err(text)
+}
+
+/// All of a volume's bytes.
+pub fn contents(volume: &Volume) -> Outcome<Vec<u8>> {
+    let size = volume.size().map_err(text)? as usize;
+    let mut bytes = vec![0xaa; size + 10];
+    let got = volume.read(0, &mut bytes).map_err(text)?;
+    if got != size {
+        return Err(format!("read {got} bytes of {size}"));
+    }
+    bytes.truncate(got);
+    Ok(bytes)
+}
+
+/// Everything that users see.
+pub fn look(pool: &Arc<Pool>) -> Outcome<Found> {
+    let mut found = Found::new();
+    for entry in pool.fs().list(Path::new("")).map_err(text)? {
+        let name = entry.name.to_string_lossy().into_owned();
+        let Some(number) = name.strip_prefix('v').and_then(|n| n.strip_suffix(".img")).and_then(|n| n.parse().ok())
+        else {
+            continue;
+        };
+        let path = file_name(number);
+        let volume = volume_at(pool, &path).map_err(|e| format!("v{number}: {e}"))?;
+        let bytes = contents(&volume).map_err(|e| format!("v{number}: {e}"))?;
+        let stat = pool.fs().stat(&path).map_err(text)?;
+        let shown = pool.describe(&path, stat).map_err(text)?.size;
+        if shown != bytes.len() as u64 {
+            return Err(format!("v{number} shows a size of {shown} and has {}", bytes.len()));
+        }
+        found.insert(number, bytes);
+    }
+    Ok(found)
+}
+
+/// One step of deepening, of `most` bytes.
+pub fn fill(pool: &Pool, volume: &Arc<Volume>, most: u64) -> clonefs::error::Result<bool> {
+    let how = Filling { most, share: pool.can_share(), trust_holes: pool.trusts_holes() };
+    let filled = {
+        let gate = volume.gate().read();
+        let State::Overlay(overlay) = &*gate else { return Ok(true) };
+        overlay.fill_absent(0, &how)?
+    };
+    if filled.next.is_some() {
+        volume.sync(true)?;
+    }
+    Ok(filled.next.is_none())
+}
+
+impl World {
+    /// A pool with one plain file, durable.
+    pub fn new(fs: Arc<SimFs>, sync_names: bool) -> Outcome<World> {
+        let file = fs.open(&file_name(0), Open::CreateNew(0o640)).map_err(text)?;
+        let bytes = pattern(0, 0, SIZE);
+        file.write_at(&bytes, 0).map_err(text)?;
+        file.set_xattr(&"user.keep".into(), b"me", 0).map_err(text)?;
+        drop(file);
+        fs.sync_fs().map_err(text)?;
+        let (pool, names) = serve(&fs)?;
+        let mut model = Model::default();
+        let number = model.create(0, vec![bytes]);
+        model.synced(number, true);
+        model.synced_names();
+        model.acknowledged();
+        Ok(World { fs, pool, names, model, open: BTreeMap::new(), sync_names, serial: 1 })
+    }
+
+    /// The volume of a name, open for writing; it stays open, as a VM's disk does.
+    pub fn volume(&mut self, name: Name) -> Outcome<Arc<Volume>> {
+        self.open(name, true)
+    }
+
+    fn open(&mut self, name: Name, write: bool) -> Outcome<Arc<Volume>> {
+        if let Some((volume, writes)) = self.open.get_mut(&name) {
+            if write && !*writes {
+                volume.open_handle(true);
+                volume.close_handle(false);
+                *writes = true;
+            }
+            return Ok(volume.clone());
+        }
+        let volume = volume_at(&self.pool, &file_name(name))?;
+        volume.open_handle(write);
+        self.open.insert(name, (volume.clone(), write));
+        Ok(volume)
+    }
+
+    fn close(&mut self, name: Name) {
+        if let Some((volume, write)) = self.open.remove(&name) {
+            volume.close_handle(write);
+        }
+    }
+
+    /// Does `op`. The model knows what is under way before the pool is asked; [`World::acknowledge`] says it is done.
+    /// `false`: it makes no sense now.
+    pub fn apply(&mut self, op: Op) -> Outcome<bool> {
+        let has = |name: Name| self.model.get(name).is_some();
+        let possible = match op {
+            Op::Clone(from, to) | Op::CloneDurably(from, to) | Op::CopyRange(from, to) => has(from) && !has(to),
+            Op::Rename(from, to) => has(from) && from != to,
+            Op::AdoptFrozen | Op::Keep | Op::SyncDir | Op::Checkpoint | Op::Kill => true,
+            Op::Close(name) => self.open.contains_key(&name),
+            Op::Write(n) | Op::Append(n) | Op::Fsync(n) | Op::Fill(n) | Op::Adopt(n) | Op::Finish(n) => has(n),
+            Op::Punch(n) | Op::Shrink(n) | Op::Grow(n) | Op::Unlink(n) => has(n),
+        };
+        if possible {
+            self.perform(op)?;
+        }
+        Ok(possible)
+    }
+
+    fn perform(&mut self, op: Op) -> Outcome {
+        let pool = self.pool.clone();
+        match op {
+            Op::Write(name) => self.write(name, 3000, 9000),
+            Op::Append(name) => {
+                let end = self.model.now(name).expect("it is there").len() as u64;
+                self.write(name, end + 1000, 6000)
+            }
+            Op::Fsync(name) => {
+                let volume = self.volume(name)?;
+                volume.sync(false).map_err(text)?;
+                if self.sync_names { Ok(()) } else { pool.fs().sync_dir(Path::new("")).map_err(text) }
+            }
+            Op::Clone(from, to) => self.clone(from, to, false),
+            Op::CloneDurably(from, to) => self.clone(from, to, true),
+            Op::Fill(name) => fill(&pool, &self.open(name, false)?, 16 << 10).map(drop).map_err(text),
+            Op::Adopt(name) => pool.adopt_parent(&self.open(name, false)?, &|| false).map(drop).map_err(text),
+            Op::AdoptFrozen => adopt_frozen(&pool),
+            Op::Finish(name) => {
+                let volume = self.open(name, false)?;
+                while !fill(&pool, &volume, 1 << 20).map_err(text)? {}
+                pool.finish(&volume).map(drop).map_err(text)
+            }
+            Op::Punch(name) => {
+                self.edit(name, |bytes| {
+                    let end = bytes.len().min(30_000);
+                    bytes[10_000.min(end)..end].fill(0)
+                });
+                let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+                self.volume(name)?.allocate(mode, 10_000, 20_000).map_err(text)
+            }
+            Op::Shrink(name) => {
+                let to = (self.model.now(name).expect("it is there").len() / 2) as u64;
+                self.edit(name, |bytes| bytes.truncate(to as usize));
+                self.volume(name)?.set_size(to).map_err(text)
+            }
+            Op::Grow(name) => {
+                let to = self.model.now(name).expect("it is there").len() + 50_000;
+                self.edit(name, |bytes| bytes.resize(to, 0));
+                self.volume(name)?.set_size(to as u64).map_err(text)
+            }
+            Op::Unlink(name) => {
+                let key = pool.fs().stat(&file_name(name)).map_err(text)?.key;
+                self.model.unlink(name);
+                pool.fs().unlink(&file_name(name)).map_err(text)?;
+                pool.removed(key);
+                self.close(name);
+                pool.reap_dead().map_err(text)
+            }
+            Op::Rename(from, to) => self.rename(from, to),
+            Op::CopyRange(from, to) => self.copy(from, to),
+            Op::Keep => {
+                pool.reap_dead().map_err(text)?;
+                pool.flush().map_err(text)
+            }
+            Op::SyncDir => pool.fs().sync_dir(Path::new("")).map_err(text),
+            Op::Close(name) => {
+                self.close(name);
+                Ok(())
+            }
+            Op::Kill => self.kill(),
+            Op::Checkpoint => pool.store().checkpoint().map_err(text),
+        }
+    }
+
+    /// Notes that the operation returned.
+    pub fn acknowledge(&mut self, op: Op) {
+        match op {
+            Op::Fsync(name) | Op::CloneDurably(_, name) => {
+                let number = self.model.get(name).expect("it was just synced");
+                self.model.synced(number, self.sync_names);
+                if op == Op::Fsync(name) && !self.sync_names {
+                    self.model.synced_names();
+                }
+            }
+            Op::SyncDir => self.model.synced_names(),
+            _ => {}
+        }
+        self.model.acknowledged();
+    }
+
+    /// All volumes have what the model says, now.
+    pub fn compare(&mut self) -> Outcome {
+        for name in self.model.present() {
+            let volume = self.open(name, false)?;
+            let got = contents(&volume).map_err(|e| format!("v{name}: {e}"))?;
+            if Some(&got) != self.model.now(name) {
+                let expect = self.model.now(name).expect("it is there");
+                let at = got.iter().zip(expect).position(|(a, b)| a != b);
+                return Err(format!("v{name} ({} of {} bytes) differs at {at:?}", got.len(), expect.len()));
+            }
+        }
+        Ok(())
+    }
+
+    /// What was not synced may be lost; what is there afterwards is what users see from then on.
+    fn kill(&mut self) -> Outcome {
+        self.open.clear();
+        (self.pool, self.names) = serve(&self.fs)?;
+        let found = look(&self.pool)?;
+        self.model.explains(&found, true)?;
+        for (name, bytes) in found {
+            if let Some(number) = self.model.get(name) {
+                self.model.volumes[number].push(bytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn edit(&mut self, name: Name, edit: impl FnOnce(&mut Vec<u8>)) {
+        let number = self.model.get(name).expect("it is there");
+        let mut bytes = self.model.volumes[number].now().clone();
+        edit(&mut bytes);
+        self.model.volumes[number].push(bytes);
+    }
+
+    fn write(&mut self, name: Name, offset: u64, len: usize) -> Outcome {
+        let data = pattern(self.serial, offset, len);
+        self.serial += 1;
+        self.edit(name, |bytes| put(bytes, offset as usize, &data));
+        self.volume(name)?.write(offset, &data).map_err(text)
+    }
+
+    fn create(&mut self, name: Name) -> Outcome<Arc<Volume>> {
+        let file = self.pool.fs().open(&file_name(name), Open::CreateNew(0o644)).map_err(text)?;
+        let volume = self.pool.created(&file_name(name), file).map_err(text)?;
+        volume.open_handle(true);
+        self.open.insert(name, (volume.clone(), true));
+        Ok(volume)
+    }
+
+    fn clone(&mut self, from: Name, to: Name, sync: bool) -> Outcome {
+        let versions = self.model.volumes[self.model.get(from).expect("it is there")].versions.clone();
+        let source = self.open(from, false)?;
+        self.model.create(to, versions);
+        let target = self.create(to)?;
+        let options = CloneOptions { sync, ..CloneOptions::default() };
+        self.pool.clone_volume(&source, &target, &options).map_err(text)
+    }
+
+    fn rename(&mut self, from: Name, to: Name) -> Outcome {
+        let pool = self.pool.clone();
+        let there = pool.fs().stat(&file_name(to)).ok().map(|s| s.key);
+        self.model.rename(from, to);
+        pool.fs().rename(&file_name(from), &file_name(to), Rename::Replace).map_err(text)?;
+        if let Some(key) = there {
+            pool.removed(key);
+        }
+        self.close(to);
+        if let Some(handle) = self.open.remove(&from) {
+            handle.0.set_path(&file_name(to));
+            self.open.insert(to, handle);
+        }
+        pool.reap_dead().map_err(text)
+    }
+
+    fn copy(&mut self, from: Name, to: Name) -> Outcome {
+        let source_number = self.model.get(from).expect("it is there");
+        let source = self.open(from, false)?;
+        let number = self.model.create(to, vec![Vec::new()]);
+        let target = self.create(to)?;
+        let size = self.model.volumes[source_number].now().len() as u64;
+        let mut at = 0;
+        while at < size {
+            let len = (size - at).min(128 << 10);
+            // What is shared is what the source will have after a crash.
+            for version in self.model.volumes[source_number].versions.clone() {
+                let mut bytes = self.model.volumes[number].now().clone();
+                let part =
+                    |v: &[u8]| v.get(at as usize..((at + len) as usize).min(v.len())).unwrap_or_default().to_vec();
+                put(&mut bytes, at as usize, &part(&version));
+                bytes.resize((at + len) as usize, 0);
+                self.model.volumes[number].push(bytes);
+            }
+            let done = self.pool.copy_range(&source, at, &target, at, len).map_err(text)?;
+            if done != len {
+                return Err(format!("copied {done} bytes of {len}"));
+            }
+            at += len;
+        }
+        Ok(())
+    }
+}
+
+fn adopt_frozen(pool: &Arc<Pool>) -> Outcome {
+    let ids: Vec<Id> = pool.store().catalogue().layers().map(|l| l.id).collect();
+    for id in ids {
+        if let Some(layer) = pool.frozen_layer(id).map_err(text)? {
+            pool.adopt_frozen(&layer, &|| false).map_err(text)?;
+        }
+    }
+    Ok(())
+}
+
+fn put(bytes: &mut Vec<u8>, offset: usize, data: &[u8]) {
+    if bytes.len() < offset + data.len() {
+        bytes.resize(offset + data.len(), 0);
+    }
+    bytes[offset..offset + data.len()].copy_from_slice(data);
+}

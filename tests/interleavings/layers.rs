@@ -1,0 +1,95 @@
+//! Maps of layers, and chains of them.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use clonefs::layer::Layer;
+use clonefs::store::LAYERS;
+use clonefs::units::Id;
+use clonefs::volume::Volume;
+
+use crate::hooks::Call;
+use crate::world::{BLOCK, World, filled, read};
+
+/// A map that has grown beyond 256 KiB is rewritten; this is just before.
+const NEARLY_DUE: u64 = 255 << 10;
+
+/// A clone that is large enough to make its map long by many small syncs.
+fn large_clone(world: &World) -> Arc<Volume> {
+    let source = world.create_with("source", &filled(1, 1));
+    let clone = world.clone_grown(&source, "clone", 20_000 * BLOCK);
+    clone.open_handle(true);
+    clone
+}
+
+/// Writes and syncs block after block from `first` on, while `more` says so; returns the block after the last.
+fn sync_blocks(clone: &Arc<Volume>, first: u64, more: impl Fn() -> bool) -> u64 {
+    let mut block = first;
+    while more() {
+        clone.write(block * BLOCK, &[3; 512]).unwrap();
+        clone.sync(true).unwrap();
+        block += 1;
+        assert!(block < 19_000, "the map is never rewritten");
+    }
+    block
+}
+
+/// A write over present and absent blocks at once made all of them count as new, so that the rewrite of the map, which
+/// leaves out what is not durable yet, left out blocks that were.
+#[test]
+fn a_rewrite_of_the_map_keeps_durable_blocks_that_are_written_again_meanwhile() {
+    let world = World::new();
+    let clone = large_clone(&world);
+    let mut next = sync_blocks(&clone, 100, || world.maps_len() < NEARLY_DUE);
+    // From here up to `end` all blocks are durable after the next sync, which meets a write over the last of them and
+    // one more.
+    let start = 19_100;
+    clone.write(start * BLOCK, &filled(1, 7)).unwrap();
+    clone.sync(true).unwrap();
+    let mut end = start + 1;
+    loop {
+        let (len, guest) = (world.maps_len(), clone.clone());
+        let write = world.hooks.meanwhile(
+            |call| matches!(call, Call::Sync(_)),
+            move || guest.write((end - 1) * BLOCK, &filled(2, 7)).unwrap(),
+        );
+        next = sync_blocks(&clone, next, || !write.is_sprung());
+        write.sprung();
+        if world.maps_len() < len {
+            break;
+        }
+        end += 1;
+    }
+    let count = end - start;
+    assert!(read(&world.killed().volume("clone"), start * BLOCK, (count * BLOCK) as usize) == filled(count, 7));
+}
+
+/// When the new map had its name, but the sync of the directory failed, the old one, which had no name any more, was
+/// appended to until another rewrite could be made.
+#[test]
+fn what_is_synced_after_a_rewrite_of_the_map_that_failed_at_its_last_sync_is_durable() {
+    let world = World::new();
+    let clone = large_clone(&world);
+    clone.write(0, &[3; 512]).unwrap();
+    clone.sync(true).unwrap();
+    let layers = |call: &Call<'_>| matches!(call, Call::SyncDir(path) if *path == Path::new(LAYERS));
+    let unsynced = world.hooks.fail(layers, libc::EMFILE);
+    sync_blocks(&clone, 100, || !unsynced.is_sprung());
+    unsynced.sprung();
+    let unmade = world.hooks.fail(|call| matches!(call, Call::Create), libc::EMFILE);
+    clone.write(19_000 * BLOCK, &filled(1, 7)).unwrap();
+    clone.sync(true).unwrap();
+    unmade.lifted();
+    assert!(read(&world.killed().volume("clone"), 19_000 * BLOCK, 4096) == filled(1, 7));
+}
+
+/// Each layer dropped its parent from within its own drop.
+#[test]
+fn a_chain_of_100_000_layers_is_dropped_without_a_stack_overflow() {
+    let world = World::new();
+    let mut top = None;
+    for n in 1..=100_000 {
+        top = Some(Layer::fresh(&world.fs, Id(n), top, BLOCK, 1));
+    }
+    drop(top);
+}

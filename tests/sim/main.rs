@@ -1,0 +1,78 @@
+//! Crashes below FUSE: a simulated disk, every sequence of a few operations, a crash before every call that changes
+//! something, and recovery judged by what was acknowledged.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod run;
+
+use common::ops;
+use common::simfs::{Lie, Options};
+use run::{Plan, Tally};
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
+}
+
+fn report(name: &str, tally: &Tally) {
+    println!("{name}: {tally}");
+    for violation in tally.violations.iter().take(number("CLONEFS_SIM_SHOW", 1) as usize) {
+        println!("{violation}");
+    }
+    assert!(tally.violations.is_empty(), "{} violations", tally.violations.len());
+}
+
+#[test]
+fn what_went_wrong_once_stays_right() {
+    let mut sum = Tally::default();
+    for (prefix, ops, what) in ops::REGRESSIONS {
+        for sync_names in [true, false] {
+            let options = Options { sync_names, ..Options::default() };
+            let tally = run::regression(&Plan { seed: 1, options, each: 12, share: 1 }, prefix, ops);
+            assert!(tally.violations.is_empty(), "{what}:\n{}", tally.violations[0]);
+            sum.add(tally);
+        }
+    }
+    report("regressions", &sum);
+}
+
+#[test]
+fn every_crash_of_every_short_sequence_recovers() {
+    let seed = number("CLONEFS_SIM_SEED", 1);
+    let depth = number("CLONEFS_SIM_DEPTH", 2) as usize;
+    let mut tally = Tally::default();
+    for sync_names in [true, false] {
+        let options = Options { sync_names, ..Options::default() };
+        let plan = Plan { seed, options, each: 2, share: number("CLONEFS_SIM_SHARE", 1) };
+        tally.add(run::exhaustive(&plan, depth));
+    }
+    report("exhaustive", &tally);
+}
+
+#[test]
+fn crashes_of_long_random_sequences_recover() {
+    let seed = number("CLONEFS_SIM_SEED", 1);
+    let rounds = number("CLONEFS_SIM_ROUNDS", 60);
+    let tally = run::random(seed, rounds, number("CLONEFS_SIM_LENGTH", 25));
+    report("random", &tally);
+}
+
+/// A disk that lies must be found out, or the tests above would prove nothing.
+#[test]
+fn planted_bugs_are_seen() {
+    for lie in [
+        Lie::NoFileSync,
+        Lie::NoDataSync,
+        Lie::NoMapSync,
+        Lie::NoJournalSync,
+        Lie::NoDirSync,
+        Lie::NoTemporarySync,
+        Lie::DelayedPunch,
+        Lie::MisplacedWrite,
+    ] {
+        let options = Options { sync_names: lie != Lie::NoDirSync, lie, ..Options::default() };
+        let tally = run::exhaustive(&Plan { seed: 1, options, each: 2, share: 3 }, 2);
+        println!("{lie:?}: {} of {} states wrong", tally.violations.len(), tally.states);
+        assert!(!tally.violations.is_empty(), "{lie:?} went unseen in {} states", tally.states);
+    }
+}
