@@ -7,6 +7,14 @@ use tempfile::TempDir;
 
 use super::run;
 
+/// mkfs.btrfs looks at every mount of the machine, and fails if one is dead, as those of tests that kill a daemon are
+/// for a while. So it is run where no FUSE filesystem is mounted: in a mount namespace of its own.
+const WITHOUT_FUSE: &str = r#"
+while read -r _ place kind _; do
+    case $kind in fuse*) umount -l "$(printf '%b' "$place")" ;; esac
+done </proc/self/mounts
+exec "$@""#;
+
 /// A kind of backing filesystem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backing {
@@ -27,7 +35,9 @@ impl Backing {
             Backing::Btrfs => &["mkfs.btrfs", "-q", "-f"],
             Backing::Tmpfs => return,
         };
-        run(Command::new(command[0]).args(&command[1..]).arg(image)).success();
+        let mut alone = Command::new("unshare");
+        alone.args(["--mount", "--propagation", "private", "sh", "-c", WITHOUT_FUSE, "sh"]);
+        run(alone.args(command).arg(image)).success();
     }
 }
 
