@@ -101,6 +101,20 @@ fn check_has_the_exit_codes_of_fsck() {
     let output = clonefs(&["check", "."], dir.path());
     assert_eq!(output.status.code(), Some(4));
     assert!(text(&output.stdout).contains("chmod 700"), "{output:?}");
+    // What can be repaired is, and says so; then there is nothing left to do.
+    let output = clonefs(&["check", ".", "--repair"], dir.path());
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stdout).contains("mode 755 changed to 700"), "{output:?}");
+    assert_eq!(clonefs(&["check", ".", "--repair"], dir.path()).status.code(), Some(0));
+    fs::write(dir.path().join(".clonefs/catalogue"), b"noise").unwrap();
+    assert_eq!(clonefs(&["check", "."], dir.path()).status.code(), Some(4));
+    let output = clonefs(&["check", ".", "--repair", "--json"], dir.path());
+    let repaired: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), repaired["kept"].as_str()), (Some(1), Some(".clonefs/lost/1")));
+    assert_eq!(fs::read(dir.path().join(".clonefs/lost/1/catalogue")).unwrap(), b"noise");
+    fs::write(dir.path().join("a"), b"a").unwrap();
+    assert!(refused(&["check", ".", "--repair", "--accept", "a"], dir.path(), 8).contains("nothing about it"));
+    assert!(refused(&["check", ".", "--accept", "a"], dir.path(), 16).contains("--repair"));
     assert!(refused(&["check"], dir.path(), 8).contains("name the pool"));
     assert!(refused(&["check", "no/such"], dir.path(), 8).contains("no/such"));
     assert!(refused(&["check", "--bogus"], dir.path(), 16).contains("--bogus"));

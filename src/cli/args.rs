@@ -265,6 +265,12 @@ pub struct CheckArgs {
     /// The pool [default: the mount that the current directory is on]
     #[arg(value_hint = ValueHint::DirPath)]
     pub pool: Option<PathBuf>,
+    /// Repair what can be repaired; the old metadata is kept in .clonefs/lost. Only while nobody has the pool mounted
+    #[arg(long)]
+    pub repair: bool,
+    /// Take this volume as it is, although it was changed without clonefs or its record may be out of date
+    #[arg(long, value_name = "FILE", requires = "repair", value_hint = ValueHint::FilePath)]
+    pub accept: Vec<PathBuf>,
     /// Print what was found as JSON
     #[arg(long)]
     pub json: bool,

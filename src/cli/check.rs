@@ -10,7 +10,10 @@ use crate::client::{self, mount_at, mount_over};
 use crate::error::{Context, Error, Kind, Result};
 use crate::io::{Fs, HostFs};
 use crate::pool::check::{self, Report};
+use crate::pool::repair::{self, Repaired};
 
+/// Exit code for damage that was repaired, all of it.
+const REPAIRED: u8 = 1;
 /// Exit code for damage that was found and left as it is.
 const DAMAGED: u8 = 4;
 /// Exit code when the check could not be made.
@@ -20,6 +23,9 @@ pub const USAGE: u8 = 16;
 
 /// Checks a pool: through its daemon while it is mounted, on disk while it is not.
 pub fn check(args: CheckArgs) -> Outcome {
+    if args.repair {
+        return mend(&args);
+    }
     let report =
         find(args.pool.as_deref()).and_then(|place| place.check()).map_err(|e| Failure::Code(NOT_CHECKED, e))?;
     if args.json {
@@ -28,6 +34,50 @@ pub fn check(args: CheckArgs) -> Outcome {
         text::print(describe(&report, text::on_terminal()))?;
     }
     if report.problems.is_empty() { Ok(()) } else { Err(Failure::Exit(DAMAGED)) }
+}
+
+fn mend(args: &CheckArgs) -> Outcome {
+    let result = find(args.pool.as_deref()).and_then(|place| match place {
+        Place::OnDisk(path) => place_repair(&path, &args.accept),
+        Place::Mounted(root) => {
+            Err(Error::new(Kind::Busy, "repair").at(root).because("it is mounted").remedy("`clonefs unmount` it first"))
+        }
+    });
+    let repaired = result.map_err(|e| Failure::Code(NOT_CHECKED, e))?;
+    if args.json {
+        text::print_json(&repaired)?;
+    } else {
+        let terminal = text::on_terminal();
+        let mut out = Vec::new();
+        for what in &repaired.done {
+            out.extend(text::name(what.as_ref(), terminal));
+            out.push(b'\n');
+        }
+        if let Some(kept) = &repaired.kept {
+            out.extend(format!("the old metadata is in {kept}\n").into_bytes());
+        }
+        out.extend(describe(&repaired.report, terminal));
+        text::print(out)?;
+    }
+    match (repaired.report.problems.is_empty(), repaired.done.is_empty()) {
+        (true, true) => Ok(()),
+        (true, false) => Err(Failure::Exit(REPAIRED)),
+        (false, _) => Err(Failure::Exit(DAMAGED)),
+    }
+}
+
+fn place_repair(pool: &Path, accept: &[PathBuf]) -> Result<Repaired> {
+    let fs: Arc<dyn Fs> = Arc::new(HostFs::open_dir(pool).context("open directory", pool)?);
+    let root = std::fs::canonicalize(pool).context("open directory", pool)?;
+    let inside = |path: &PathBuf| {
+        let absolute = std::fs::canonicalize(path).context("find file", path)?;
+        absolute
+            .strip_prefix(&root)
+            .map(Path::to_path_buf)
+            .map_err(|_| Error::new(Kind::CrossPool, "accept").at(path).because("it is not in the pool"))
+    };
+    let accept: Vec<PathBuf> = accept.iter().map(inside).collect::<Result<_>>()?;
+    repair::repair(&fs, &accept)
 }
 
 /// Where the pool is to be checked.

@@ -97,11 +97,17 @@ pub const CHECK: &str = "\
 Examples:
   clonefs check /srv/vms
   clonefs check /srv/vms --json
+  clonefs check /srv/vms --repair
+  clonefs check /srv/vms --repair --accept /srv/vms/web.img
 
 A mounted pool is checked by its daemon, for root and the user who mounted it; clones that are being made meanwhile
-can look like damage. Nothing is changed.
+can look like damage. Without --repair nothing is changed.
 
-Exit codes, as fsck: 0 clean, 4 damage was found, 8 the check could not be made, 16 wrong usage.";
+--repair needs a pool that is not mounted. It keeps the old metadata in .clonefs/lost and guesses nothing: a volume
+whose record is lost or may be out of date reads as EIO until it is deleted, or taken as it is with --accept.
+
+Exit codes, as fsck: 0 clean, 1 all damage was repaired, 4 damage was found and is still there, 8 the check could not be
+made, 16 wrong usage.";
 
 pub const COMPLETIONS: &str = "\
 Examples:

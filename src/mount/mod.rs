@@ -36,7 +36,7 @@ pub struct MountConfig {
 ///
 /// # Errors
 /// The directory is none or cannot be served (the error says why and what to do), another process serves it
-/// ([`Kind::Locked`], with its pid), the mount was refused. Nothing is left behind then.
+/// ([`Kind::Locked`](crate::error::Kind::Locked), with its pid), the mount was refused. Nothing is left behind then.
 pub fn run(config: MountConfig) -> Result<()> {
     if config.options.remount {
         return session::remount(&config);

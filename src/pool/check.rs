@@ -56,10 +56,11 @@ pub fn check(fs: &Arc<dyn Fs>) -> Result<Report> {
 pub fn check_unlocked(fs: &Arc<dyn Fs>) -> Result<Report> {
     let store = Store::open(fs.clone(), true)?;
     let mut check = Check { fs: fs.as_ref(), report: Report::default(), stubs: HashSet::new(), files: HashMap::new() };
+    for problem in store.damage() {
+        let remedy = "run `clonefs check --repair`, which keeps what is there and saves what can be read";
+        check.problem(DIR, problem.clone(), remedy);
+    }
     if let Some(pool) = store.pool_id() {
-        for problem in store.damage() {
-            check.problem(DIR, problem.clone(), "the volumes it held cannot be used; restore .clonefs from a backup");
-        }
         let catalogue = store.catalogue();
         check.layers(&catalogue);
         check.volumes(&catalogue, pool);
@@ -142,7 +143,8 @@ impl Check<'_> {
             return;
         };
         if !stamp.matches(stat) && !stamp.lost(&self.fs.boot_id()) {
-            let remedy = "its clones give EIO; restore the file it is a link of, or delete the clones";
+            let remedy = "its clones give EIO; restore the file it is a link of, delete the clones, or take it as it is \
+                          with `clonefs check --repair --accept FILE`";
             self.problem(path, "changed without clonefs", remedy);
         }
     }
@@ -201,6 +203,11 @@ impl Check<'_> {
                     self.report.volumes += 1;
                     self.stubs.insert(stat.key);
                     self.stub(record, &stat, pool);
+                    if record.doubtful {
+                        let remedy = "it gives EIO; compare it with a backup: `clonefs check --repair --accept FILE` takes \
+                                      it as it is";
+                        self.problem(&record.path, "its record may be out of date", remedy);
+                    }
                     self.parent(catalogue, record.id, record.parent, record.overlap);
                     if record.complete {
                         if let Err(e) = self.fs.stat(&data_path(record.file)) {

@@ -272,6 +272,7 @@ impl Pool {
             source: false,
             deepening: if options.no_deepen { Deepening::Never } else { Deepening::Pool },
             paused: false,
+            doubtful: false,
             path: target.path().to_string_lossy().into_owned(),
         };
         let committed = {

@@ -208,6 +208,7 @@ impl Pool {
                 source: true,
                 deepening: Deepening::Pool,
                 paused: false,
+                doubtful: false,
                 path,
             };
             // From now on no name of the user's leads to the file: nobody can change it, and its stamp is not needed.

@@ -15,11 +15,11 @@ impl Pool {
     pub(super) fn start_up(&self) -> Result<()> {
         self.look_elsewhere();
         self.probe()?;
-        if self.env.store.pool_id().is_none() {
-            return Ok(());
-        }
         for problem in self.env.store.damage() {
             self.add_trouble(".clonefs", problem.clone(), "run `clonefs check --repair` on the unmounted pool");
+        }
+        if self.env.store.pool_id().is_none() {
+            return Ok(());
         }
         let sound = self.env.store.damage().is_empty() && !self.options.read_only;
         if sound {
@@ -80,11 +80,34 @@ impl Pool {
                     self.tables.lock().stubs.insert(stat.key, record.id);
                 }
                 Ok(_) => gone.push(record.id),
-                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => self.stub_is_missing(&record, &mut gone),
+                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {
+                    if !self.link_again(&record)? {
+                        self.stub_is_missing(&record, &mut gone);
+                    }
+                }
                 Err(e) => self.add_trouble(record.path, format!("its stub cannot be read: {e}"), "check the disk"),
             }
         }
         Ok(gone)
+    }
+
+    /// Gives a stub that is where it was last seen, and says of itself what it is, its link back.
+    fn link_again(&self, record: &VolumeRecord) -> Result<bool> {
+        let sound = self.env.store.damage().is_empty() && !self.options.read_only;
+        let Some(pool) = self.env.store.pool_id().filter(|_| sound && !record.path.is_empty()) else {
+            return Ok(false);
+        };
+        let path = Path::new(&record.path);
+        let Ok(file) = self.env.fs.open(path, Open::Read) else { return Ok(false) };
+        if stub::marked_as(file.as_ref(), pool) != Some(record.id) {
+            return Ok(false);
+        }
+        let link = stub_path(record.id);
+        self.env.fs.link(path, &link).context("link stub", &link)?;
+        self.env.fs.sync_dir(Path::new(STUBS)).context("sync stubs directory", STUBS)?;
+        let key = self.env.fs.stat(&link).context("look at stub", &link)?.key;
+        self.tables.lock().stubs.insert(key, record.id);
+        Ok(true)
     }
 
     /// A crash can take the mark of a stub and leave its names and its record.
@@ -166,7 +189,7 @@ impl Pool {
             self.add_trouble(
                 path,
                 "the file it was cloned from was changed without clonefs; its blocks give EIO".into(),
-                "restore that file, or delete this clone",
+                "restore that file, delete this clone, or take it as it is (`clonefs check --repair --accept`)",
             );
         }
     }

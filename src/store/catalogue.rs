@@ -155,19 +155,34 @@ pub fn decode(bytes: &[u8], format: u32) -> Result<Checkpoint, String> {
         return Err(format!("line 1: format {} where {format} was expected", header.format));
     }
     let mut checkpoint = Checkpoint { generation: header.generation, ..Checkpoint::default() };
-    let mut seen = 0;
-    for (number, text) in lines.enumerate().filter(|(_, l)| !l.is_empty()) {
-        seen += 1;
-        let change = verified(text).ok_or("it does not verify".to_owned());
-        match change.and_then(|json| serde_json::from_str::<Change>(json).map_err(|e| e.to_string())) {
-            Ok(change) => checkpoint.catalogue.apply(change),
-            Err(why) => checkpoint.damage.push(format!("line {}: {why}", number + 2)),
-        }
-    }
+    let seen = checkpoint.read(lines);
     if seen != header.records {
         checkpoint.damage.push(format!("{seen} records where the header says {}", header.records));
     }
     Ok(checkpoint)
+}
+
+/// Reads what can be read of a checkpoint whose header cannot be; its generation is then 0.
+pub fn salvage(bytes: &[u8]) -> Checkpoint {
+    let mut checkpoint = Checkpoint::default();
+    checkpoint.read(bytes.split(|&b| b == b'\n').skip(1));
+    checkpoint
+}
+
+impl Checkpoint {
+    /// Takes the records of all lines after the header; returns how many lines there are.
+    fn read<'a>(&mut self, lines: impl Iterator<Item = &'a [u8]>) -> u64 {
+        let mut seen = 0;
+        for (number, text) in lines.enumerate().filter(|(_, l)| !l.is_empty()) {
+            seen += 1;
+            let change = verified(text).ok_or("it does not verify".to_owned());
+            match change.and_then(|json| serde_json::from_str::<Change>(json).map_err(|e| e.to_string())) {
+                Ok(change) => self.catalogue.apply(change),
+                Err(why) => self.damage.push(format!("line {}: {why}", number + 2)),
+            }
+        }
+        seen
+    }
 }
 
 #[cfg(test)]
@@ -187,6 +202,7 @@ mod tests {
             source: false,
             deepening: Default::default(),
             paused: false,
+            doubtful: false,
             path: "x".into(),
         }
     }

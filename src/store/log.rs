@@ -165,6 +165,24 @@ fn find_record(bytes: &[u8], from: usize, salt: u64, sequence: u64) -> bool {
     places.any(|at| record_at(bytes, at, salt).is_some_and(|r| r.durable >= sequence))
 }
 
+/// All records that verify, wherever they are, by sequence; and whether one is missing between them. For a log that
+/// [`scan`] refuses.
+pub fn salvage(bytes: &[u8], salt: u64) -> (Vec<std::ops::Range<usize>>, bool) {
+    let mut found: Vec<(u64, std::ops::Range<usize>)> = Vec::new();
+    let mut at = 0;
+    while at + FRAME <= bytes.len() {
+        match record_at(bytes, at, salt) {
+            Some(record) => {
+                at = record.next;
+                found.push((record.sequence, record.payload));
+            }
+            None => at += 8,
+        }
+    }
+    let gap = found.iter().enumerate().any(|(number, (sequence, _))| *sequence != number as u64 + 1);
+    (found.into_iter().map(|(_, payload)| payload).collect(), gap)
+}
+
 /// A log open for appending. The caller decides when it is synced.
 pub struct Log {
     file: FileRef,

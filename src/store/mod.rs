@@ -16,6 +16,7 @@ pub mod catalogue;
 pub mod log;
 pub mod record;
 mod recover;
+pub mod salvage;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,6 +48,9 @@ pub const LAYERS: &str = ".clonefs/layers";
 pub const STUBS: &str = ".clonefs/stubs";
 /// Files that are not in use yet; emptied at every mount.
 pub const TMP: &str = ".clonefs/tmp";
+
+/// What repairs replaced or could not place; a numbered directory for each.
+pub const LOST: &str = ".clonefs/lost";
 
 const JOURNAL_MAGIC: &[u8; 8] = b"cfsjrnl1";
 /// The journal starts with this much space reserved, so that deleting works on a full disk.
@@ -159,6 +163,11 @@ impl Store {
     /// What is damaged, in words; empty if nothing is.
     pub fn damage(&self) -> &[String] {
         &self.damage
+    }
+
+    /// Whether the records are those that were last committed; if not, none of them may be read through.
+    pub fn trusted(&self) -> bool {
+        !self.unusable
     }
 
     /// The catalogue as it is now. Hold the guard briefly: changes wait for it.

@@ -92,6 +92,9 @@ pub struct VolumeRecord {
     /// Background work on it is stopped by hand.
     #[serde(default)]
     pub paused: bool,
+    /// A repair could not tell whether this record is the last one there was: reading gives EIO until the user decides.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub doubtful: bool,
     /// Where its stub was last seen, relative to the pool. A hint only.
     #[serde(default)]
     pub path: String,

@@ -19,7 +19,7 @@ use crate::units::BLOCK;
 
 /// What the journal file turned out to be.
 enum Journal {
-    /// There is none, or one that the catalogue has overtaken.
+    /// The catalogue has overtaken it.
     Stale,
     /// It continues the catalogue.
     Continues(Scan, Vec<u8>),
@@ -31,7 +31,7 @@ fn missing(error: &std::io::Error) -> bool {
     error.raw_os_error() == Some(libc::ENOENT)
 }
 
-fn read(fs: &dyn Fs, path: &str) -> std::io::Result<Option<Vec<u8>>> {
+pub(super) fn read(fs: &dyn Fs, path: &str) -> std::io::Result<Option<Vec<u8>>> {
     match fs.open(Path::new(path), Open::Read) {
         Ok(file) => log::read_all(file.as_ref(), METADATA_LIMIT).map(Some),
         Err(e) if missing(&e) => Ok(None),
@@ -44,7 +44,13 @@ pub fn open(fs: Arc<dyn Fs>, read_only: bool) -> Result<Store> {
     let mut damage = Vec::new();
     let mut unusable = false;
     let inner = match read_pool_file(fs.as_ref())? {
-        None => Inner::empty(),
+        None => {
+            if let Some(why) = pool_file_lost(fs.as_ref())? {
+                damage.push(why);
+                unusable = true;
+            }
+            Inner::empty()
+        }
         Some(pool) => {
             let checkpoint = read_catalogue(fs.as_ref(), &mut damage, &mut unusable)?;
             recover(fs.as_ref(), pool, checkpoint, read_only, &mut damage, &mut unusable)?
@@ -63,7 +69,7 @@ pub fn open(fs: Arc<dyn Fs>, read_only: bool) -> Result<Store> {
 }
 
 impl Inner {
-    fn empty() -> Inner {
+    pub(super) fn empty() -> Inner {
         Inner {
             pool: None,
             catalogue: Catalogue::default(),
@@ -76,7 +82,7 @@ impl Inner {
 }
 
 /// `pool.json` is written last when a pool is made: without it there is no pool yet, whatever else is there.
-fn read_pool_file(fs: &dyn Fs) -> Result<Option<PoolFile>> {
+pub(super) fn read_pool_file(fs: &dyn Fs) -> Result<Option<PoolFile>> {
     let Some(bytes) = read(fs, POOL).context("read pool file", POOL)? else { return Ok(None) };
     let damaged = |why: String| {
         Error::new(Kind::Damaged, "read pool file")
@@ -96,6 +102,14 @@ fn read_pool_file(fs: &dyn Fs) -> Result<Option<PoolFile>> {
     Ok(Some(pool))
 }
 
+/// Without its file a pool is made anew when it is needed; but not over records that are there.
+fn pool_file_lost(fs: &dyn Fs) -> Result<Option<String>> {
+    let lines = read(fs, CATALOGUE).context("read catalogue", CATALOGUE)?;
+    let records = lines.as_deref().map(catalogue::salvage).unwrap_or_default().catalogue;
+    let any = records.volume_count() + records.layer_count() > 0;
+    Ok(any.then(|| format!("{POOL}: it is missing, although there are records")))
+}
+
 fn read_catalogue(fs: &dyn Fs, damage: &mut Vec<String>, unusable: &mut bool) -> Result<Checkpoint> {
     let bytes = read(fs, CATALOGUE).context("read catalogue", CATALOGUE)?;
     let decoded = bytes.ok_or("it is missing".to_owned()).and_then(|b| catalogue::decode(&b, FORMAT));
@@ -107,7 +121,10 @@ fn read_catalogue(fs: &dyn Fs, damage: &mut Vec<String>, unusable: &mut bool) ->
 }
 
 fn read_journal(fs: &dyn Fs, generation: u64) -> Result<Journal> {
-    let Some(bytes) = read(fs, JOURNAL).context("read journal", JOURNAL)? else { return Ok(Journal::Stale) };
+    let Some(bytes) = read(fs, JOURNAL).context("read journal", JOURNAL)? else {
+        // The first one is there before the file that makes this a pool, and only another one ever takes its place.
+        return Ok(Journal::Bad("it is missing".into()));
+    };
     Ok(match log::scan(&bytes, JOURNAL_MAGIC, generation) {
         Ok(scan) => Journal::Continues(scan, bytes),
         // A crash between the two renames of a checkpoint leaves the journal of the generation before; another one

@@ -23,6 +23,7 @@ fn volume(id: u64) -> Change {
         source: false,
         deepening: Default::default(),
         paused: false,
+        doubtful: false,
         path: String::new(),
     })
 }

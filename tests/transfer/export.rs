@@ -289,11 +289,10 @@ fn the_new_file_is_no_more_open_than_the_volume() {
     }
 }
 
-/// Not a test by itself: the process that the next test kills. It stops for ever in the middle of an export.
+/// Not a test by itself: the process that the next test starts and kills. It stops for ever in the middle of an export.
 #[test]
-#[ignore = "run by a_killed_export_leaves_nothing"]
 fn child_that_is_killed() {
-    let dir = std::env::var("CLONEFS_TEST_DIR").unwrap();
+    let Ok(dir) = std::env::var("CLONEFS_TEST_DIR") else { return };
     let format = std::env::var("CLONEFS_TEST_FORMAT").unwrap().parse().unwrap();
     let dir = Path::new(&dir);
     let mut calls = 0;
@@ -313,7 +312,7 @@ fn a_killed_export_leaves_nothing() {
         let dir = Dir::new();
         dir.write("vol", &noise(256 << 20, 3));
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "export::child_that_is_killed"])
+            .args(["--exact", "export::child_that_is_killed"])
             .env("CLONEFS_TEST_DIR", dir.path(""))
             .env("CLONEFS_TEST_FORMAT", format.to_string())
             .stdout(Stdio::null())

@@ -44,7 +44,7 @@ pub struct Change {
 
 impl NameTree {
     /// Status of a node, for `asker`: cp and install see a file that they copy within this mount without holes, see
-    /// [`copying`](super::copying). All others see the truth.
+    /// `copying`. All others see the truth.
     pub fn attributes(&self, id: u64, asker: &Caller) -> Result<Attributes> {
         let mut attributes = self.honest_attributes(id)?;
         let stat = &mut attributes.stat;

@@ -1,0 +1,195 @@
+//! From a file in the tree to its volume in memory: what kind it is, its record, its layers.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+
+use super::{Pool, Tables, stub};
+use crate::error::{Context, Error, Kind, Result};
+use crate::io::{FileKey, FileRef, Open};
+use crate::layer::Layer;
+use crate::store::record::VolumeRecord;
+use crate::store::stub_path;
+use crate::units::Id;
+use crate::volume::overlay::Overlay;
+use crate::volume::plain::Plain;
+use crate::volume::{State, Volume};
+
+impl Pool {
+    /// The volume that the regular file `key` is, which is at `path`.
+    pub fn volume(&self, key: FileKey, path: &Path) -> Result<Arc<Volume>> {
+        let mut tables = self.tables.lock();
+        if let Some(volume) = tables.volumes.get(&key).and_then(Weak::upgrade) {
+            volume.set_path(path);
+            return Ok(volume);
+        }
+        let state = match tables.stubs.get(&key).copied() {
+            Some(id) => self.load_overlay(&mut tables, id, path)?,
+            None => self.load_plain(&mut tables, key, path)?,
+        };
+        let id = if let State::Overlay(overlay) = &state { Some(overlay.id) } else { None };
+        let volume = Volume::new(self.env.clone(), key, path, state);
+        tables.volumes.insert(key, Arc::downgrade(&volume));
+        if let Some(id) = id {
+            tables.by_id.insert(id, Arc::downgrade(&volume));
+        }
+        if tables.volumes.len().is_multiple_of(1024) {
+            tables.volumes.retain(|_, v| v.strong_count() > 0);
+            tables.by_id.retain(|_, v| v.strong_count() > 0);
+            tables.layers.retain(|_, l| l.strong_count() > 0);
+        }
+        Ok(volume)
+    }
+
+    /// Opens a file for reading and writing, or for reading where writing is not allowed.
+    fn open_any(&self, path: &Path) -> Result<FileRef> {
+        let how = if self.options.read_only { Open::Read } else { Open::Write };
+        match self.env.fs.open(path, how) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY)) => {
+                self.env.fs.open(path, Open::Read)
+            }
+            other => other,
+        }
+        .context("open file", path)
+    }
+
+    fn load_plain(&self, tables: &mut Tables, key: FileKey, path: &Path) -> Result<State> {
+        let file = self.open_any(path)?;
+        let stat = file.stat().context("open file", path)?;
+        if stat.key != key {
+            return Err(Error::io("open file", std::io::Error::from_raw_os_error(libc::ESTALE)).at(path));
+        }
+        // While records are missing, an empty file with a mark is not known to be what a crash left of a clone.
+        let least = if self.env.store.damage().is_empty() { 1 } else { 0 };
+        if (least..=stub::MAX_STUB).contains(&stat.size) && stub::claims_to_be(file.as_ref()) {
+            let why = "it is a stub whose volume is not in this pool's catalogue".to_owned();
+            return Ok(State::Broken { stub: file, why });
+        }
+        if stat.size == 0 {
+            self.unmark_leftover(file.as_ref(), path)?;
+        }
+        let shared = match tables.shared.get(&key).copied() {
+            // Dropped since: it is not shared any more.
+            Some(id) if self.env.store.catalogue().layer(id).is_none() => None,
+            Some(id) => {
+                let layer = self.load_layer(tables, id)?;
+                layer.set_complete_data(file.clone());
+                Some(layer)
+            }
+            None => None,
+        };
+        Ok(State::Plain(Plain::new(file, shared)))
+    }
+
+    /// A crash can leave the mark of a clone that never was on its empty file. It goes, durably, before the file holds
+    /// anything that could then be taken for the text of a stub.
+    fn unmark_leftover(&self, file: &dyn crate::io::File, path: &Path) -> Result<()> {
+        let sound = self.env.store.damage().is_empty() && !self.options.read_only;
+        let Some(pool) = self.env.store.pool_id().filter(|_| sound) else { return Ok(()) };
+        let Some(volume) = stub::marked_as(file, pool) else { return Ok(()) };
+        if self.env.store.catalogue().volume(volume).is_none() {
+            stub::unmark(file);
+            file.sync_all().context("sync file", path)?;
+        }
+        Ok(())
+    }
+
+    fn load_overlay(&self, tables: &mut Tables, id: Id, path: &Path) -> Result<State> {
+        let stub = self.open_any(&stub_path(id)).map_err(|e| e.at(path))?;
+        let record = self.env.store.catalogue().volume(id).cloned();
+        let loaded = match &record {
+            _ if !self.env.store.trusted() => Err(Error::new(Kind::Damaged, "open volume")
+                .because("the pool's records are damaged, and its own may be out of date")
+                .remedy("run `clonefs check --repair` on the unmounted pool")),
+            Some(record) if record.doubtful => Err(Error::new(Kind::Damaged, "open volume")
+                .because("a repair could not tell whether its record is up to date")
+                .remedy("`clonefs check --repair --accept FILE` takes it as it is")),
+            Some(record) => self.load_top(tables, record),
+            None => Err(Error::new(Kind::Damaged, "open volume").because("its record is damaged")),
+        };
+        Ok(match loaded {
+            Ok(top) => State::Overlay(Overlay::new(id, stub, top, Vec::new(), 0)),
+            // An open-file limit or a lack of memory is not damage: the next attempt may do better.
+            Err(error) if error.kind() == Kind::Io && error.errno() != libc::EIO => return Err(error),
+            Err(error) => {
+                self.failures.lock().insert(id, error.to_string());
+                State::Broken { stub, why: error.to_string() }
+            }
+        })
+    }
+
+    fn load_top(&self, tables: &mut Tables, record: &VolumeRecord) -> Result<Arc<Layer>> {
+        let parent = record.parent.map(|id| self.load_layer(tables, id)).transpose()?;
+        Layer::open_top(&self.env.fs, record, parent)
+    }
+
+    /// The frozen layer `id`, and those below it.
+    fn load_layer(&self, tables: &mut Tables, id: Id) -> Result<Arc<Layer>> {
+        let mut records = Vec::new();
+        let mut next = Some(id);
+        let mut parent = None;
+        while let Some(id) = next {
+            if let Some(layer) = tables.layers.get(&id).and_then(Weak::upgrade) {
+                parent = Some(layer);
+                break;
+            }
+            if self.findings.lock().changed.contains(&id) {
+                return Err(Error::new(Kind::Changed, "open layer")
+                    .at(crate::store::data_path(id))
+                    .remedy("restore its source, delete the clone, or `clonefs check --repair --accept FILE`"));
+            }
+            let record = self.env.store.catalogue().layer(id).cloned();
+            let record = record.ok_or_else(|| {
+                Error::new(Kind::Damaged, "open layer").at(crate::store::data_path(id)).because("it has no record")
+            })?;
+            if records.len() > self.env.store.catalogue().layer_count() {
+                return Err(Error::new(Kind::Damaged, "open layer").because("layers are each other's parents"));
+            }
+            next = record.parent;
+            records.push(record);
+        }
+        while let Some(record) = records.pop() {
+            let layer = Layer::open_frozen(&self.env.fs, &record, parent)?;
+            tables.layers.insert(record.id, Arc::downgrade(&layer));
+            parent = Some(layer);
+        }
+        parent.ok_or_else(|| Error::new(Kind::Damaged, "open layer"))
+    }
+
+    /// A frozen layer, if it is in the catalogue and sound.
+    pub fn frozen_layer(&self, id: Id) -> Result<Option<Arc<Layer>>> {
+        if self.env.store.catalogue().layer(id).is_none() {
+            return Ok(None);
+        }
+        self.load_layer(&mut self.tables.lock(), id).map(Some)
+    }
+
+    /// The volume of a file that was just created, empty, through this mount.
+    pub fn created(&self, path: &Path, file: FileRef) -> Result<Arc<Volume>> {
+        let key = file.stat().context("look at new file", path)?.key;
+        let plain = Plain::new(file, None);
+        plain.pristine.store(true, Ordering::Release);
+        let volume = Volume::new(self.env.clone(), key, path, State::Plain(plain));
+        let mut tables = self.tables.lock();
+        tables.volumes.insert(key, Arc::downgrade(&volume));
+        // The inode number may be that of a file that is gone.
+        tables.shared.remove(&key);
+        tables.stubs.remove(&key);
+        Ok(volume)
+    }
+
+    /// The volume with this identity, opened if its stub can be found.
+    pub fn volume_by_id(&self, id: Id) -> Result<Option<Arc<Volume>>> {
+        if let Some(volume) = self.tables.lock().by_id.get(&id).and_then(Weak::upgrade) {
+            return Ok(Some(volume));
+        }
+        let path = stub_path(id);
+        let stat = match self.env.fs.stat(&path) {
+            Ok(stat) => stat,
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+            Err(e) => return Err(Error::io("look at stub", e).at(path)),
+        };
+        let path = self.env.store.catalogue().volume(id).map_or(path, |r| PathBuf::from(&r.path));
+        self.volume(stat.key, &path).map(Some)
+    }
+}
