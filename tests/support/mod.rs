@@ -5,6 +5,7 @@
 
 #![allow(dead_code, unused_imports, reason = "each test program uses a part of it")]
 
+pub mod cli;
 mod disk;
 mod pool;
 pub mod same;

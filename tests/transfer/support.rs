@@ -8,6 +8,8 @@ use std::process::{Command, Output};
 use clonefs::error::Result;
 use clonefs::transfer::{self, Cancel, ExportFormat, ExportOptions, ExportReport, ImportOptions, ImportReport};
 
+use crate::fixtures::{self, Backing, Disk};
+
 /// A directory that goes when it is dropped, and short names for files in it.
 pub struct Dir(tempfile::TempDir);
 
@@ -46,34 +48,38 @@ impl Dir {
     }
 }
 
-/// A mounted pool; `None` where this user cannot mount.
+/// A pool on a filesystem of its own, mounted at a directory of its own.
 pub struct Pool {
     pub dir: Dir,
-    backing: Dir,
+    pub disk: Disk,
+}
+
+/// Runs `test` on a new, empty pool on each kind of filesystem, mounted with these options.
+pub fn on_each(options: &[&str], test: impl Fn(Pool)) {
+    if !fixtures::ready() {
+        return;
+    }
+    for kind in Backing::ALL {
+        eprintln!("-- {kind:?}");
+        let disk = Disk::new(kind);
+        std::fs::create_dir(disk.root().join("pool")).unwrap();
+        test(Pool::mount(disk, options));
+    }
 }
 
 impl Pool {
-    pub fn mount(options: &[&str]) -> Option<Pool> {
-        Pool::mount_over(Dir::new(), options)
-    }
-
-    fn mount_over(backing: Dir, options: &[&str]) -> Option<Pool> {
-        if File::options().read(true).write(true).open("/dev/fuse").is_err() {
-            eprintln!("left out: /dev/fuse cannot be opened");
-            return None;
-        }
-        let pool = Pool { dir: Dir::new(), backing };
+    fn mount(disk: Disk, options: &[&str]) -> Pool {
+        let pool = Pool { dir: Dir::new(), disk };
         let arguments = [&["mount"], options].concat();
-        clonefs(&arguments, &[&pool.backing.path(""), &pool.dir.path("")]);
-        Some(pool)
+        clonefs(&arguments, &[&pool.disk.root().join("pool"), &pool.dir.path("")]);
+        pool
     }
 
-    /// The same pool, mounted anew.
-    pub fn remount(self, options: &[&str]) -> Pool {
+    /// Unmounts it and mounts it with other options.
+    pub fn mount_again(&self, options: &[&str]) {
         clonefs(&["unmount"], &[&self.dir.path("")]);
-        let backing = Dir(tempfile::tempdir().unwrap());
-        let backing = std::mem::replace(&mut { self }.backing, backing);
-        Pool::mount_over(backing, options).unwrap()
+        let arguments = [&["mount"], options].concat();
+        clonefs(&arguments, &[&self.disk.root().join("pool"), &self.dir.path("")]);
     }
 }
 
@@ -98,16 +104,7 @@ pub fn clonefs(words: &[&str], paths: &[&Path]) {
 
 /// Bytes that do not compress and are never zero in a row, the same for the same seed.
 pub fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    let mut bytes: Vec<u8> = (0..len.div_ceil(8)).flat_map(|_| next().to_le_bytes()).collect();
-    bytes.truncate(len);
-    bytes
+    fixtures::noise(seed, len)
 }
 
 /// Bytes on disk.

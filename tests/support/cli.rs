@@ -1,25 +1,41 @@
-//! A pool in a temporary directory, mounted by the command itself.
-#![allow(dead_code)] // Each test program uses some of it.
+//! Pools for the tests of the command line: each on a filesystem of its own, mounted at another place, with commands
+//! that run in the mount's root.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use super::{Backing, Disk, ready};
+
 /// A mounted pool; unmounted when it is dropped.
 pub struct Pool {
-    dir: tempfile::TempDir,
+    mountpoint: tempfile::TempDir,
+    /// The filesystem below; it goes after the mount.
+    pub disk: Disk,
+}
+
+/// Runs `test` on a new, empty pool on each kind of filesystem, mounted with these arguments.
+pub fn on_each(args: &[&str], test: impl Fn(&Pool)) {
+    on(&Backing::ALL, args, test);
+}
+
+/// The same on these kinds.
+pub fn on(kinds: &[Backing], args: &[&str], test: impl Fn(&Pool)) {
+    if !ready() {
+        return;
+    }
+    for kind in kinds {
+        eprintln!("-- {kind:?}");
+        test(&Pool::mount(*kind, args));
+    }
 }
 
 impl Pool {
-    /// Mounts an empty directory at another one.
-    pub fn mount() -> Pool {
-        Self::mount_with(&[])
-    }
-
-    /// The same, with more arguments.
-    pub fn mount_with(args: &[&str]) -> Pool {
-        let pool = Pool { dir: tempfile::tempdir().unwrap() };
-        fs::set_permissions(pool.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    /// Mounts an empty directory of a new filesystem at another one.
+    pub fn mount(kind: Backing, args: &[&str]) -> Pool {
+        let pool = Pool { mountpoint: tempfile::tempdir().unwrap(), disk: Disk::new(kind) };
+        let open = || std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(pool.mountpoint.path(), open()).unwrap();
         fs::create_dir(pool.backing()).unwrap();
         fs::create_dir(pool.path("")).unwrap();
         pool.mount_again(args);
@@ -48,12 +64,12 @@ impl Pool {
 
     /// The directory below the mount.
     pub fn backing(&self) -> PathBuf {
-        self.dir.path().join("pool")
+        self.disk.root().join("pool")
     }
 
     /// A path in the mount.
     pub fn path(&self, name: &str) -> PathBuf {
-        let root = self.dir.path().join("mnt");
+        let root = self.mountpoint.path().join("mnt");
         if name.is_empty() { root } else { root.join(name) }
     }
 
@@ -144,14 +160,5 @@ pub fn names(dir: &Path) -> Vec<String> {
 
 /// Bytes that do not compress and never repeat.
 pub fn noise(len: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut out = Vec::with_capacity(len + 8);
-    while out.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        out.extend_from_slice(&state.to_le_bytes());
-    }
-    out.truncate(len);
-    out
+    super::noise(9, len)
 }
