@@ -178,6 +178,9 @@ pub struct VolumeInfo {
     pub freed_if_deleted: u64,
     /// Bytes that are still to be copied before it is independent.
     pub to_copy: u64,
+    /// Background work is at it, or will come to it by itself.
+    #[serde(default)]
+    pub queued: bool,
     /// Why it is `failed`, or what is wrong with it.
     pub error: Option<String>,
 }
@@ -247,7 +250,7 @@ pub struct PoolStatus {
     pub overlays: u64,
     /// Frozen layers.
     pub layers: u64,
-    /// Work under way and waiting, at most 256 entries.
+    /// Work under way, then what waits, at most 256 entries.
     pub jobs: Vec<JobStatus>,
     /// Number of jobs, also those that are not in `jobs`.
     pub job_count: u64,

@@ -187,6 +187,7 @@ mod tests {
             shared_bytes: 0,
             freed_if_deleted: 0,
             to_copy: 0,
+            queued: false,
             error: None,
         }
     }

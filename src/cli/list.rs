@@ -129,6 +129,7 @@ pub mod tests {
             shared_bytes: 3 << 29,
             freed_if_deleted: 4096,
             to_copy: 0,
+            queued: false,
             error: None,
         }
     }

@@ -11,10 +11,10 @@ use crate::error::{Error, Kind, Result};
 /// First pause between two looks; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LAST_PAUSE: Duration = Duration::from_millis(500);
-/// For how long the daemon may have no work at all before waiting for an overlay is an error: it may be between two
-/// pieces of work, the longer the more it finds to do by itself.
-const PATIENCE_MANUAL: Duration = Duration::from_secs(3);
-const PATIENCE_AUTO: Duration = Duration::from_secs(15);
+/// For how long an overlay may be at rest before waiting for it is an error: when no work on it is planned, because
+/// two looks at others can lie between the end of their work and its own; and when it is planned and nothing is done.
+const PATIENCE: Duration = Duration::from_millis(300);
+const PATIENCE_QUEUED: Duration = Duration::from_secs(15);
 
 /// How far the volumes have come that are waited for.
 #[derive(Clone, Copy, Debug, Default)]
@@ -75,29 +75,25 @@ impl Waiting<'_> {
             VolumeState::Failed => return Err(stopped(self.path, info)),
             VolumeState::Paused => return Err(paused(self.path)),
             VolumeState::Deepening => self.idle_since = None,
-            VolumeState::Overlay => self.check_idle()?,
+            VolumeState::Overlay => self.check_idle(info.queued)?,
         }
         Ok(false)
     }
 
     /// An overlay at rest is either in the queue, or nobody will ever deepen it: that is worth an error, not a wait.
-    fn check_idle(&mut self) -> Result<()> {
+    fn check_idle(&mut self, queued: bool) -> Result<()> {
         let since = *self.idle_since.get_or_insert_with(Instant::now);
-        if since.elapsed() < PATIENCE_MANUAL {
+        if since.elapsed() < if queued { PATIENCE_QUEUED } else { PATIENCE } {
             return Ok(());
         }
-        let dir = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let Some(status) = doors::status(dir)? else { return Ok(()) };
-        if status.paused {
-            return Err(paused(self.path));
-        }
-        if status.job_count > 0 {
-            // At work on others; which ones are yet to come is not told.
-            self.idle_since = None;
-            return Ok(());
-        }
-        if since.elapsed() < PATIENCE_AUTO && status.deepen == "auto" {
-            return Ok(());
+        if queued {
+            let dir = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let Some(status) = doors::status(dir)? else { return Ok(()) };
+            if status.jobs.iter().any(|job| job.step != "waiting") {
+                // At work on others.
+                self.idle_since = None;
+                return Ok(());
+            }
         }
         Err(Error::new(Kind::Invalid, "wait for")
             .at(self.path)

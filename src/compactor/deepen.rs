@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::IDLE;
 use super::pace::{Pace, background_io};
 use crate::error::{Error, Kind, Result};
-use crate::pool::{Finished, Pool};
+use crate::pool::{Finished, Pool, Prospect};
 use crate::store::record::{Deepening, VolumeRecord};
 use crate::units::{BLOCK, Id};
 use crate::volume::fill::Filling;
@@ -90,14 +90,10 @@ fn slice(pool: &Arc<Pool>, record: &VolumeRecord) -> Outcome {
 fn work_on(pool: &Arc<Pool>, record: &VolumeRecord) -> Result<Outcome> {
     let Some(volume) = pool.volume_by_id(record.id)? else { return Ok(Outcome::Rest) };
     let stop = || pool.stopping() || pool.paused();
-    let (parent, only_heir) = {
+    let only_heir = {
         let gate = volume.gate().read();
         match &*gate {
-            State::Overlay(overlay) => {
-                let parent = overlay.top.parent();
-                let only = parent.as_ref().is_some_and(|p| pool.can_adopt(record.id, p));
-                (parent, only)
-            }
+            State::Overlay(overlay) => overlay.top.parent().is_some_and(|parent| pool.can_adopt(record.id, &parent)),
             State::Plain(_) => return Ok(Outcome::Rest),
             State::Broken { why, .. } => {
                 return Err(Error::new(Kind::Damaged, "deepen").at(&record.path).because(why.clone()));
@@ -109,22 +105,10 @@ fn work_on(pool: &Arc<Pool>, record: &VolumeRecord) -> Result<Outcome> {
         let adopted = pool.adopt_parent(&volume, &stop)?;
         return Ok(if adopted { Outcome::More } else { Outcome::Rest });
     }
-    if record.source && record.deepening == Deepening::Pool && parent.is_some() {
-        return Ok(Outcome::Rest);
-    }
-    if record.source && parent.is_some_and(|p| others_still_copy(pool, record.id, p.id)) {
+    if pool.prospect(record) != Prospect::Works {
         return Ok(Outcome::Rest);
     }
     fill_slice(pool, &volume, record, &stop)
-}
-
-/// Whether another heir of the layer is about to become independent, so that waiting saves the copy.
-fn others_still_copy(pool: &Pool, me: Id, layer: Id) -> bool {
-    let catalogue = pool.store().catalogue();
-    let heirs: Vec<VolumeRecord> =
-        catalogue.heirs(layer).filter(|id| *id != me).filter_map(|id| catalogue.volume(id).cloned()).collect();
-    drop(catalogue);
-    heirs.iter().any(|r| !r.source && !r.paused && pool.wants_deepening(r.deepening) && !pool.has_failed(r.id))
 }
 
 fn fill_slice(

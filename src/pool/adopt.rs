@@ -38,7 +38,7 @@ impl Pool {
         // while somebody has it open, or is about to clone it, is theirs until they let go.
         let Ok(stat) = self.env.fs.stat(&data_path(parent.file_id())) else { return false };
         let live = self.tables.lock().volumes.get(&stat.key).and_then(std::sync::Weak::upgrade);
-        stat.nlink == 1 && live.is_none()
+        stat.nlink == 1 && live.is_none_or(|volume| self.only_tokens_hold(&volume))
     }
 
     /// Lets `volume` adopt its parent, if it is the only heir. `stop` is asked now and then whether to give up.

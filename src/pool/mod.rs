@@ -17,11 +17,13 @@ pub mod names;
 mod reap;
 pub mod repair;
 mod report;
+mod schedule;
 mod settle;
 mod startup;
 pub mod stub;
 
 pub use finish::Finished;
+pub use schedule::Prospect;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};

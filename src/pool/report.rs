@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Pool;
+use super::{Pool, Prospect};
 use crate::door::{JobStatus, PoolStatus, Trouble, VolumeInfo, VolumeState};
 use crate::error::Result;
 use crate::layer::Layer;
-use crate::store::record::Deepening;
-use crate::units::{BLOCK, Id};
+use crate::store::record::VolumeRecord;
+use crate::units::{BLOCK, Id, blocks};
 use crate::volume::overlay::Overlay;
 use crate::volume::{State, Volume};
 
@@ -44,6 +44,7 @@ impl Pool {
             shared_bytes: 0,
             freed_if_deleted: 0,
             to_copy: 0,
+            queued: false,
             error: None,
         };
         match &*gate {
@@ -98,7 +99,8 @@ impl Pool {
         let working = self.jobs.lock().get(&overlay.id).is_some_and(|j| j.step != "waiting");
         let failure = self.failures.lock().get(&overlay.id).cloned();
         info.error = failure.or_else(|| top.check_latch().err().map(|e| e.to_string()));
-        let paused = record.as_ref().is_some_and(|r| r.paused) || (self.paused() && working);
+        info.queued = record.as_ref().is_some_and(|r| self.prospect(r) != Prospect::Rests);
+        let paused = record.as_ref().is_some_and(|r| r.paused) || (self.paused() && (working || info.queued));
         info.origin = record.and_then(|r| r.origin);
         info.state = if info.error.is_some() {
             VolumeState::Failed
@@ -127,7 +129,11 @@ impl Pool {
             let catalogue = self.env.store.catalogue();
             (catalogue.volume_count() as u64, catalogue.layer_count() as u64)
         };
-        let all: Vec<JobStatus> = self.jobs.lock().values().map(Job::status).collect();
+        let mut jobs: Vec<JobStatus> = self.jobs.lock().values().map(Job::status).collect();
+        let waiting = self.waiting();
+        let job_count = (jobs.len() + waiting.len()) as u64;
+        jobs.extend(waiting.iter().take(LIST_LIMIT).map(waiting_job));
+        jobs.truncate(LIST_LIMIT);
         PoolStatus {
             pool: String::new(),
             mountpoint: String::new(),
@@ -146,8 +152,8 @@ impl Pool {
             rate_limit: self.rate(),
             overlays,
             layers,
-            job_count: all.len() as u64,
-            jobs: all.into_iter().take(LIST_LIMIT).collect(),
+            job_count,
+            jobs,
             troubles: self.troubles(),
         }
     }
@@ -220,15 +226,12 @@ impl Pool {
     pub fn has_failed(&self, id: Id) -> bool {
         self.failures.lock().contains_key(&id)
     }
+}
 
-    /// Whether `deepening` asks for work under this pool's policy.
-    pub fn wants_deepening(&self, deepening: Deepening) -> bool {
-        match deepening {
-            Deepening::Pool => self.options.deepen_auto,
-            Deepening::Never => false,
-            Deepening::Forced | Deepening::Physical => true,
-        }
-    }
+/// A job that has not begun. What it has to copy is not known before its map is read: it can be less.
+fn waiting_job(record: &VolumeRecord) -> JobStatus {
+    let to_copy = record.overlap.min(blocks(record.size)) * BLOCK;
+    JobStatus { path: record.path.clone(), step: "waiting".into(), progress: 0.0, to_copy, rate: 0, eta: None }
 }
 
 impl Job {

@@ -99,26 +99,30 @@ fn a_clone_of_an_empty_heir_made_during_its_adoption_sees_none_of_its_writes() {
 }
 
 /// A deleted file that a token still stood for had no name and no reader on record, so it was adopted, and a clone
-/// made by the token showed the heir's blocks.
+/// made by the token showed the heir's blocks. Now a token is void once nobody else has the file.
 #[test]
-fn a_token_of_a_deleted_source_gives_the_bytes_of_the_source() {
-    let world = World::new();
-    let (source, heir) = source_and_heir(&world);
-    world.pool.flush().unwrap();
-    let token = world.pool.token(&source).unwrap();
-    drop(source);
-    world.remove("source");
-    let clone = world.create("clone");
-    let (pool, to) = (world.pool.clone(), clone.clone());
-    let redeem = move || {
-        let source = pool.redeem(&token).unwrap();
-        pool.clone_volume(&source, &to, &CloneOptions::default()).unwrap();
-    };
-    let again = redeem.clone();
-    let (_, redeemed) = adopt_and_meanwhile(&world, &heir, redeem);
-    if !redeemed {
-        // It was not adopted: then the token is good afterwards.
-        again();
+fn a_token_of_a_deleted_source_gives_the_bytes_of_the_source_or_nothing() {
+    for open in [true, false] {
+        let world = World::new();
+        let (source, heir) = source_and_heir(&world);
+        world.pool.flush().unwrap();
+        let token = world.pool.token(&source).unwrap();
+        // Somebody has it open, or nobody.
+        let handle = Some(source).filter(|_| open);
+        world.remove("source");
+        let clone = world.create("clone");
+        let (pool, to) = (world.pool.clone(), clone.clone());
+        let redeem = move || {
+            let source = pool.redeem(&token)?;
+            pool.clone_volume(&source, &to, &CloneOptions::default())
+        };
+        let meanwhile = redeem.clone();
+        let (adopted, met) = adopt_and_meanwhile(&world, &heir, move || assert!(meanwhile().is_err()));
+        assert_eq!((adopted, met), (!open, !open));
+        assert_eq!(redeem().is_ok(), open);
+        if open {
+            assert!(read(&clone, 0, 400 * 4096) == filled(400, 1));
+        }
+        drop(handle);
     }
-    assert!(read(&clone, 0, 400 * 4096) == filled(400, 1));
 }

@@ -1,0 +1,115 @@
+//! What background work will come to by itself.
+//!
+//! A volume that continues a cloned file would rather adopt what it reads than copy it, and so waits until the clones
+//! no longer need it. Of several such volumes that wait for each other the one made last copies.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::Pool;
+use crate::store::catalogue::Catalogue;
+use crate::store::record::{Deepening, VolumeRecord};
+use crate::store::{data_path, stub_path};
+use crate::units::Id;
+use crate::volume::Volume;
+
+/// What becomes of a volume if nobody does anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prospect {
+    /// It can be worked on.
+    Works,
+    /// It will be, when others are done.
+    Waits,
+    /// It stays as it is.
+    Rests,
+}
+
+impl Pool {
+    /// Whether `deepening` asks for work under this pool's policy.
+    pub fn wants_deepening(&self, deepening: Deepening) -> bool {
+        match deepening {
+            Deepening::Pool => self.options.deepen_auto,
+            Deepening::Never => false,
+            Deepening::Forced | Deepening::Physical => true,
+        }
+    }
+
+    /// Whether work on a volume is wanted, and nothing is known to forbid it.
+    fn is_wanted(&self, record: &VolumeRecord) -> bool {
+        !self.options.read_only
+            && !record.paused
+            && self.wants_deepening(record.deepening)
+            && !self.has_failed(record.id)
+    }
+
+    /// What will become of a volume by itself.
+    pub fn prospect(&self, record: &VolumeRecord) -> Prospect {
+        if !self.is_wanted(record) {
+            return Prospect::Rests;
+        }
+        let Some(parent) = record.parent else {
+            // Nothing is missing. With several names it stays a stub until only one of them is left.
+            let linked = self.env.fs.stat(&stub_path(record.id)).is_ok_and(|stat| stat.nlink > 2);
+            return if linked { Prospect::Rests } else { Prospect::Works };
+        };
+        if !record.source {
+            return Prospect::Works;
+        }
+        if self.has_name(parent) {
+            // A plain file of the user's: nobody will ever adopt it.
+            return Prospect::Works;
+        }
+        let others = others_below(&self.env.store.catalogue(), parent, record.id);
+        let wanted = |source: bool| others.iter().filter(move |o| o.source == source && self.is_wanted(o));
+        if others.is_empty() || wanted(false).next().is_some() || wanted(true).any(|other| other.id > record.id) {
+            return Prospect::Waits;
+        }
+        // Those that are left stay. To copy makes no sense then, unless it was asked for, or lets another one adopt.
+        let asked = record.deepening != Deepening::Pool;
+        if asked || wanted(true).next().is_some() { Prospect::Works } else { Prospect::Rests }
+    }
+
+    /// Whether a layer is a file in the tree.
+    fn has_name(&self, layer: Id) -> bool {
+        let file = self.env.store.catalogue().layer(layer).map(|record| record.file);
+        file.is_some_and(|file| self.env.fs.stat(&data_path(file)).is_ok_and(|stat| stat.nlink > 1))
+    }
+
+    /// Volumes that will be worked on, but are not yet.
+    pub(super) fn waiting(&self) -> Vec<VolumeRecord> {
+        let begun: HashSet<Id> = self.jobs.lock().keys().copied().collect();
+        let records: Vec<VolumeRecord> = {
+            let catalogue = self.env.store.catalogue();
+            catalogue.volumes().filter(|record| !begun.contains(&record.id)).cloned().collect()
+        };
+        records.into_iter().filter(|record| self.prospect(record) != Prospect::Rests).collect()
+    }
+
+    /// Whether nobody but tokens holds a volume that has no name any more. If so, those tokens are void from now on.
+    pub(super) fn only_tokens_hold(&self, volume: &Arc<Volume>) -> bool {
+        let mut tokens = self.tokens.lock();
+        let held = tokens.values().filter(|(source, _)| Arc::ptr_eq(source, volume)).count();
+        // And the caller's own.
+        if Arc::strong_count(volume) > held + 1 {
+            return false;
+        }
+        tokens.retain(|_, (source, _)| !Arc::ptr_eq(source, volume));
+        true
+    }
+}
+
+/// The volumes but `me` that read a layer, directly or through others.
+fn others_below(catalogue: &Catalogue, layer: Id, me: Id) -> Vec<VolumeRecord> {
+    let mut found = Vec::new();
+    let mut layers = vec![layer];
+    while let Some(layer) = layers.pop() {
+        for heir in catalogue.heirs(layer) {
+            match catalogue.volume(heir) {
+                Some(record) if record.id != me => found.push(record.clone()),
+                Some(_) => {}
+                None => layers.push(heir),
+            }
+        }
+    }
+    found
+}
