@@ -194,7 +194,7 @@ fn the_last_heir_adopts_its_source_instead_of_copying_it() {
         writable(&pool.at("vm")).write_all_at(b"its own", 5 * MIB as u64 + 3).unwrap();
         bytes[5 * MIB + 3..5 * MIB + 10].copy_from_slice(b"its own");
         fs::remove_file(pool.at("base")).unwrap();
-        // The kernel lets go of a removed file when it likes; a small one would be copied by then.
+        // The kernel lets go of a removed file when it likes, and a small one would be copied by then.
         pool.unmount();
         pool.mount("deepen=manual");
         pool.deepen("vm");
@@ -334,7 +334,7 @@ fn what_waits_for_its_turn_is_in_the_status() {
         assert_eq!((status.job_count, status.jobs[0].to_copy), (3, 4 << 20));
         command(pool, &["resume", "."]).success();
         command(pool, &["wait", "vm1", "vm2", "vm3"]).success();
-        assert_eq!(pool.mounted().status().job_count, 0);
+        wait_until(|| pool.mounted().status().job_count == 0);
         assert_eq!(pool.info("vm4").state, VolumeState::Overlay);
     });
 }

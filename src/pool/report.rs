@@ -104,7 +104,8 @@ impl Pool {
         info.origin = record.and_then(|r| r.origin);
         info.state = if info.error.is_some() {
             VolumeState::Failed
-        } else if top.parent().is_none() && info.to_copy == 0 {
+        } else if top.parent().is_none() && info.to_copy == 0 && overlay.stub.stat().is_ok_and(|s| s.nlink > 2) {
+            // It needs no other file; with several names it stays a stub. With one it is about to become a file.
             VolumeState::Independent
         } else if paused {
             VolumeState::Paused
