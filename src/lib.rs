@@ -1,7 +1,7 @@
 //! clonefs: instant copy-on-write clones of disk images in any Linux directory, which end as ordinary files.
 //!
-//! `ARCHITECTURE.md` walks through the modules. Imports go down this list, never up: `cli`, `client`, `mount`, `fuse`,
-//! `compactor` and `transfer` and `vm`, `pool`, `volume`, `layer`, `store`, `io`; `units`, `error` and `door` are for all.
+//! `ARCHITECTURE.md` walks through the modules. Imports go down this list, never up: `cli`, `vm`, `client`, `mount`, `fuse`,
+//! `compactor` and `transfer`, `pool`, `volume`, `layer`, `store`, `io`; `units`, `error` and `door` are for all.
 
 pub mod cli;
 pub mod client;
@@ -16,4 +16,5 @@ pub mod pool;
 pub mod store;
 pub mod transfer;
 pub mod units;
+pub mod vm;
 pub mod volume;

@@ -12,11 +12,11 @@ const RANKS: &[(&str, u32)] = &[
     ("pool", 5),
     ("compactor", 6),
     ("transfer", 6),
-    ("vm", 6),
     ("fuse", 7),
     ("mount", 8),
     ("client", 9),
-    ("cli", 10),
+    ("vm", 10),
+    ("cli", 11),
 ];
 const FOR_ALL: &[&str] = &["units", "error", "door"];
 

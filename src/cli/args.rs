@@ -6,6 +6,7 @@ use std::str::FromStr;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+use super::args_vm::{DoctorArgs, DomainCommand, PoolCommand};
 use super::examples;
 use crate::transfer::{Compression, ExportFormat, ImportFormat};
 use crate::units::{MAX_VOLUME, format_size, parse_size};
@@ -49,6 +50,14 @@ pub enum Command {
     Import(ImportArgs),
     /// Look for damage in a pool, mounted or not
     Check(CheckArgs),
+    /// Clone libvirt domains
+    #[command(subcommand)]
+    Domain(DomainCommand),
+    /// Make libvirt storage pools
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Look for what keeps virtual machines from running on a pool, and say how to mend it
+    Doctor(DoctorArgs),
     /// Print the completion script for a shell
     #[command(after_help = examples::COMPLETIONS)]
     Completions {
@@ -277,7 +286,7 @@ pub struct CheckArgs {
 }
 
 /// A size that a volume can have.
-fn volume_size(text: &str) -> Result<u64, String> {
+pub(super) fn volume_size(text: &str) -> Result<u64, String> {
     let size = parse_size(text)?;
     if size > MAX_VOLUME {
         return Err(format!(

@@ -118,3 +118,35 @@ Examples:
 pub const MAN: &str = "\
 Examples:
   clonefs man /usr/local/share/man/man1";
+
+pub const DOMAIN_CLONE: &str = "\
+Examples:
+  clonefs domain clone golden web1                 shut off: usable at once, independent later
+  clonefs domain clone db db-test --live           running: all disks as they are at one instant
+  clonefs domain clone golden 'vm{}' --count 20 --start
+  clonefs domain clone golden web1 --disk vdb=skip --disk vda=fast/web1.qcow2,size=40G
+  clonefs domain clone golden web1 --hostname web1 --user-data user-data.yaml
+  clonefs domain clone golden web1 --customize 'virt-sysprep -a \"$CLONEFS_DISK\"'
+  clonefs domain clone golden web1 --dry-run       what would differ in the XML
+
+The clone has a new name, UUID, network addresses (of the same maker) and free ports; docs/domain.md lists what is
+kept and what is changed, and why. If anything fails, nothing of it is left behind.
+
+A clone has the host name and the keys of its source until somebody changes them: --hostname, --user-data and
+--meta-data give it a cloud-init seed with a new instance id; --customize runs a command on its disks before it is
+defined, with CLONEFS_DOMAIN, CLONEFS_UUID, CLONEFS_DISK, CLONEFS_FORMAT and, for each disk, CLONEFS_DISK_vda set.";
+
+pub const POOL_DEFINE: &str = "\
+Examples:
+  clonefs pool define vms /srv/vms                 a libvirt directory pool over a mounted clonefs pool
+  virsh vol-list vms
+
+The same by hand: virsh pool-define-as vms dir --target /srv/vms; virsh pool-start vms";
+
+pub const DOCTOR: &str = "\
+Examples:
+  clonefs doctor                                   this host
+  clonefs doctor /srv/vms                          and this pool
+  clonefs doctor --domain web1                     and the disks of this domain
+
+Exit codes: 0 all is well, or only advice was given; 1 something keeps virtual machines from running.";

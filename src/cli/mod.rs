@@ -2,9 +2,12 @@
 //! output and exit codes live here; what is done to files is in [`crate::client`] and below.
 
 mod args;
+mod args_vm;
 mod check;
 mod clone;
 mod deepen;
+mod doctor;
+mod domain;
 mod examples;
 mod failure;
 mod forest;
@@ -61,6 +64,9 @@ fn run(command: Command) -> Outcome {
         Command::Export(args) => image::export(args),
         Command::Import(args) => image::import(args),
         Command::Check(args) => check::check(args),
+        Command::Domain(command) => domain::domain(command),
+        Command::Pool(command) => domain::pool(command),
+        Command::Doctor(args) => doctor::doctor(args),
         Command::Completions { shell } => shell::completions(shell),
         Command::Man { dir } => shell::man(&dir),
     }

@@ -28,11 +28,21 @@ pub struct CloneOptions {
 /// A source outside of all pools is copied, see [`Source::in_pool`].
 pub fn clone_file(source: &Source, target: &Target, options: &CloneOptions, progress: Progress) -> Result<Draft> {
     check(source, target, options)?;
-    let copied = !source.in_pool();
     // A copy takes its time: until it is complete it has no name that anybody could take for the clone.
-    let make = if copied || target.replace { Make::FileHidden } else { Make::FileInPlace };
+    let make = if !source.in_pool() || target.replace { Make::FileHidden } else { Make::FileInPlace };
     let (draft, file) = Draft::create(target, make)?;
     fill(source, target, &file, options, progress)?;
+    Ok(draft)
+}
+
+/// As [`clone_file`], but always by a copy, and so also from one pool to another or to a directory outside of all
+/// pools, see [`Directory::open_anywhere`](super::Directory::open_anywhere).
+pub fn copy_file(source: &Source, target: &Target, options: &CloneOptions, progress: Progress) -> Result<Draft> {
+    check_size(source, options)?;
+    refuse_itself(source, target)?;
+    let (draft, file) = Draft::create(target, Make::FileHidden)?;
+    copy_in::copy(source, &file, options.size.unwrap_or(source.size()), progress)?;
+    finish(source, target, &file, options)?;
     Ok(draft)
 }
 
@@ -51,6 +61,12 @@ pub(super) fn fill(
         let CloneOptions { size, no_deepen, sync, .. } = *options;
         doors::clone(file, &CloneRequest { token: source.token()?, size, no_deepen, sync }, source.path())?;
     }
+    finish(source, target, file, options)
+}
+
+/// Gives a file that is filled the attributes of its source.
+fn finish(source: &Source, target: &Target, file: impl AsFd, options: &CloneOptions) -> Result<()> {
+    let file = file.as_fd();
     let apply = Apply { drop_acl: target.dir.gives_acl(), times: options.keep_times };
     source.attributes().apply(file, apply).map_err(|e| doors::failed("set the attributes of", &target.path(), e))?;
     if options.sync {
@@ -67,6 +83,11 @@ pub(super) fn check(source: &Source, target: &Target, options: &CloneOptions) ->
             .because(format!("{:?} is on another mount than it", target.path()))
             .remedy("clones are made within one pool; cp copies between pools"));
     }
+    check_size(source, options)?;
+    refuse_itself(source, target)
+}
+
+fn check_size(source: &Source, options: &CloneOptions) -> Result<()> {
     let largest = options.size.unwrap_or(source.size()).max(source.size());
     if largest > MAX_VOLUME {
         let cause = format!("{largest} bytes are more than a volume can have ({})", format_size(MAX_VOLUME));
@@ -79,7 +100,7 @@ pub(super) fn check(source: &Source, target: &Target, options: &CloneOptions) ->
             .because(cause)
             .remedy("give a larger --size; a clone can be shrunk with truncate once it is made"));
     }
-    refuse_itself(source, target)
+    Ok(())
 }
 
 /// With `replace`: the target must not be the source's own name.

@@ -15,7 +15,7 @@ mod wait;
 mod walk;
 mod xattr;
 
-pub use clone::{CloneOptions, clone_file};
+pub use clone::{CloneOptions, clone_file, copy_file};
 pub use doors::{check, deepen, info, not_here, status};
 pub use mounts::{Mount, mount_at, mount_over, mounts};
 pub use place::{Directory, Draft, Target};

@@ -17,7 +17,7 @@ use crate::error::{Error, Kind, Result};
 /// Longest name of a file in bytes.
 const NAME_MAX: usize = 255;
 
-/// An open directory of a mounted pool. Names are used relative to it, so that renaming a directory above it meanwhile
+/// An open directory, as a rule of a mounted pool. Names are used relative to it, so that renaming a directory above it meanwhile
 /// does not lead elsewhere.
 pub struct Directory {
     fd: OwnedFd,
@@ -30,15 +30,22 @@ pub struct Directory {
 impl Directory {
     /// Opens a directory that must lie on a clonefs mount.
     pub fn open(path: &Path) -> Result<Rc<Directory>> {
+        let directory = Self::open_anywhere(path)?;
+        if mount_of(&directory.fd)?.is_none() {
+            let shown = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+            return Err(doors::not_here("clone into", shown));
+        }
+        Ok(directory)
+    }
+
+    /// Opens a directory wherever it lies.
+    pub fn open_anywhere(path: &Path) -> Result<Rc<Directory>> {
         let shown = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(shown, flags, Mode::empty()).map_err(|e| match e {
             Errno::NOENT => doors::failed("open directory", shown, e).remedy("make it first: mkdir -p"),
             e => doors::failed("open directory", shown, e),
         })?;
-        if mount_of(&fd)?.is_none() {
-            return Err(doors::not_here("clone into", shown));
-        }
         let stat = rustix::fs::fstat(&fd).map_err(|e| doors::failed("look at", shown, e))?;
         let through = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
         let gives_acl = xattr::get(&through, "system.posix_acl_default").is_ok();

@@ -1,0 +1,10 @@
+//! Tests with a real libvirt and real virtual machines, each on a host of its own (see `host`).
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod clone;
+mod guest;
+mod host;
+mod live;
+mod refused;
