@@ -101,23 +101,6 @@ pub struct PoolDefineArgs {
     pub connect: Option<String>,
 }
 
-#[derive(Debug, Args)]
-#[command(after_help = examples::DOCTOR)]
-pub struct DoctorArgs {
-    /// Directory of a mounted pool, or of one that is yet to be mounted
-    #[arg(value_hint = ValueHint::DirPath)]
-    pub pool: Option<PathBuf>,
-    /// Look at the disks of this domain too
-    #[arg(long, value_name = "DOMAIN")]
-    pub domain: Option<String>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// URI of libvirt [default: that of virsh]
-    #[arg(short = 'c', long, value_name = "URI")]
-    pub connect: Option<String>,
-}
-
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum ModeArg {
     /// Usable at once; made independent in the background, as the pool does it

@@ -143,10 +143,10 @@ Examples:
 
 The same by hand: virsh pool-define-as vms dir --target /srv/vms; virsh pool-start vms";
 
-pub const DOCTOR: &str = "\
+pub const DOMAIN: &str = "\
 Examples:
-  clonefs doctor                                   this host
-  clonefs doctor /srv/vms                          and this pool
-  clonefs doctor --domain web1                     and the disks of this domain
+  clonefs domain clone golden web1                 see clonefs domain clone --help";
 
-Exit codes: 0 all is well, or only advice was given; 1 something keeps virtual machines from running.";
+pub const POOL: &str = "\
+Examples:
+  clonefs pool define vms /srv/vms                 see clonefs pool define --help";

@@ -6,7 +6,6 @@ mod args_vm;
 mod check;
 mod clone;
 mod deepen;
-mod doctor;
 mod domain;
 mod examples;
 mod failure;
@@ -66,7 +65,6 @@ fn run(command: Command) -> Outcome {
         Command::Check(args) => check::check(args),
         Command::Domain(command) => domain::domain(command),
         Command::Pool(command) => domain::pool(command),
-        Command::Doctor(args) => doctor::doctor(args),
         Command::Completions { shell } => shell::completions(shell),
         Command::Man { dir } => shell::man(&dir),
     }

@@ -148,3 +148,22 @@ fn states_that_do_not_match_the_disks_are_refused() {
     assert!(said.contains("managedsave-remove"), "{said}");
     assert_eq!(host.domains(), ["gold", "out", "web"]);
 }
+
+#[test]
+fn a_lun_is_left_with_a_warning_and_not_started() {
+    if !host::ready() {
+        return;
+    }
+    let host = Host::start();
+    host.write(&host.pool("gold.img"), b"x");
+    let lun = "<disk type='block' device='disk'><source dev='/dev/null'/><target dev='vdb' bus='virtio'/></disk>";
+    host.define(&domain("gold", &format!("{}{lun}", disk(&host.pool("gold.img"), "raw", "vda"))));
+    let said = host.refused("domain clone gold web --start");
+    assert!(said.contains("vdb") && said.contains("--disk vdb=skip"), "{said}");
+    let done = host.clonefs(["domain", "clone", "gold", "web"]).success();
+    assert!(done.stderr.contains("never run both at once"), "{done:?}");
+    assert!(host.xml("web").contains("<source dev='/dev/null'/>"));
+    host.clonefs_ok("domain clone gold other --luns skip");
+    assert!(!host.xml("other").contains("/dev/null"));
+    assert_eq!(host.domains(), ["gold", "other", "web"]);
+}
