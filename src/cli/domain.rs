@@ -10,7 +10,7 @@ use super::template::Template;
 use super::{interrupt, text};
 use crate::client::WaitProgress;
 use crate::error::{Context, Error, Kind, Result};
-use crate::vm::{Customize, DiskOptions, Made, Observer, Options, Plan, Virsh, pools};
+use crate::vm::{Customize, DiskOptions, Observer, Options, Plan, Virsh, pools};
 
 /// Larger is no text that somebody wrote for cloud-init.
 const LARGEST_TEXT: u64 = 1 << 20;
@@ -68,7 +68,7 @@ fn clone(args: DomainCloneArgs) -> Outcome {
         return text::print(plan.diff());
     }
     let made = plan.run(&mut Watcher::default())?;
-    if args.json { text::print_json(&made) } else { tell(&made, text::on_terminal()) }
+    if args.json { text::print_json(&made) } else { Ok(()) }
 }
 
 fn names(args: &DomainCloneArgs) -> Outcome<Vec<String>> {
@@ -83,20 +83,6 @@ fn read_text(path: &Path) -> Result<String> {
         return Err(Error::new(Kind::TooLarge, "read").at(path).because("it is no text for cloud-init"));
     }
     std::fs::read_to_string(path).context("read", path)
-}
-
-/// One line for each clone, when people read it.
-fn tell(made: &[Made], people: bool) -> Outcome {
-    if !people {
-        return Ok(());
-    }
-    for domain in made {
-        let count = domain.disks.iter().filter(|disk| disk.path.is_some()).count();
-        let held = domain.suspended_ms.map(|ms| format!(", source suspended for {ms:.1} ms")).unwrap_or_default();
-        let name = text::safe(OsStr::new(&domain.name));
-        text::print(format!("{name}: {}{held}\n", text::count(count as u64, "disk")))?;
-    }
-    Ok(())
 }
 
 /// Shows progress, and stops the work on a signal.
