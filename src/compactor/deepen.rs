@@ -64,7 +64,7 @@ fn round(pool: &Arc<Pool>) -> bool {
 /// Volumes that may be worked on, of those that continue a cloned file or of the others.
 fn wanting(pool: &Pool, source: bool) -> Vec<Id> {
     let catalogue = pool.store().catalogue();
-    let wanted = catalogue.volumes().filter(|r| r.source == source && !r.paused && pool.wants_deepening(r.deepening));
+    let wanted = catalogue.to_deepen(pool.options().deepen_auto).filter(|r| r.source == source);
     wanted.map(|r| r.id).collect()
 }
 
@@ -164,8 +164,7 @@ fn finish(pool: &Arc<Pool>, volume: &Arc<Volume>, record: &VolumeRecord) -> Resu
 fn merge_layers(pool: &Arc<Pool>) -> bool {
     let pairs: Vec<Id> = {
         let catalogue = pool.store().catalogue();
-        let single = |parent: Id| catalogue.heir_count(parent) == 1;
-        catalogue.layers().filter(|l| l.parent.is_some_and(single)).map(|l| l.id).collect()
+        catalogue.single_heirs().map(|l| l.id).collect()
     };
     let mut merged = false;
     for id in pairs {

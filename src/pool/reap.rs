@@ -98,12 +98,16 @@ impl Pool {
                     let Some(record) = record else { continue };
                     number = self.env.store.commit(vec![Change::DropVolume(id)])?;
                     drop(ops);
+                    let key = self.env.fs.stat(&stub_path(id)).ok().map(|stat| stat.key);
                     let mut tables = self.tables.lock();
                     if let Some(volume) = tables.by_id.remove(&id).and_then(|v| v.upgrade()) {
                         tables.unsettled.remove(&volume.serial);
                         tables.volumes.remove(&volume.key());
                     }
-                    tables.stubs.retain(|_, stub| *stub != id);
+                    match key.filter(|key| tables.stubs.get(key) == Some(&id)) {
+                        Some(key) => drop(tables.stubs.remove(&key)),
+                        None => tables.stubs.retain(|_, stub| *stub != id),
+                    }
                     drop(tables);
                     self.jobs.lock().remove(&id);
                     self.failures.lock().remove(&id);
@@ -138,7 +142,7 @@ impl Pool {
             let mut dropped = Vec::new();
             let unused: Vec<(Id, Id)> = {
                 let catalogue = self.env.store.catalogue();
-                catalogue.layers().filter(|l| catalogue.heir_count(l.id) == 0).map(|l| (l.id, l.file)).collect()
+                catalogue.unread_layers().map(|l| (l.id, l.file)).collect()
             };
             if unused.is_empty() {
                 return Ok(());

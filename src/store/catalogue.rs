@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::record::{Change, LayerRecord, VolumeRecord};
+use super::record::{Change, Deepening, LayerRecord, VolumeRecord};
 use crate::units::Id;
 
 /// The catalogue in memory. Counts of heirs are derived, never stored.
@@ -17,6 +17,14 @@ pub struct Catalogue {
     layers: HashMap<Id, LayerRecord>,
     /// For each layer, the layers and volumes that read from it.
     heirs: HashMap<Id, HashSet<Id>>,
+    /// Layers that nothing reads from.
+    unread: HashSet<Id>,
+    /// Layers whose one heir is a layer.
+    merging: HashSet<Id>,
+    /// Volumes to be deepened where the pool deepens by itself.
+    usual: HashSet<Id>,
+    /// Volumes to be deepened because the user said so.
+    asked: HashSet<Id>,
 }
 
 impl Catalogue {
@@ -60,11 +68,31 @@ impl Catalogue {
         self.heirs.get(&layer).map_or(0, HashSet::len)
     }
 
-    /// Applies one change.
+    /// Layers that nothing reads from.
+    pub fn unread_layers(&self) -> impl Iterator<Item = &LayerRecord> {
+        self.unread.iter().filter_map(|id| self.layers.get(id))
+    }
+
+    /// Layers that are the one heir of another layer.
+    pub fn single_heirs(&self) -> impl Iterator<Item = &LayerRecord> {
+        let heirs = self.merging.iter().filter_map(|parent| self.heirs.get(parent)?.iter().next());
+        heirs.filter_map(|heir| self.layers.get(heir))
+    }
+
+    /// Volumes that are to be deepened: those that the user named, and with `usual` those that nothing was said about.
+    pub fn to_deepen(&self, usual: bool) -> impl Iterator<Item = &VolumeRecord> {
+        let usual = usual.then_some(&self.usual).into_iter().flatten();
+        self.asked.iter().chain(usual).filter_map(|id| self.volumes.get(id))
+    }
+
+    /// Applies one change. Takes the same time however many records there are.
     pub fn apply(&mut self, change: Change) {
         match change {
             Change::Volume(record) => {
                 let (id, parent) = (record.id, record.parent);
+                let named = matches!(record.deepening, Deepening::Forced | Deepening::Physical);
+                set(&mut self.asked, id, !record.paused && named);
+                set(&mut self.usual, id, !record.paused && record.deepening == Deepening::Pool);
                 let old = self.volumes.insert(id, record).and_then(|r| r.parent);
                 self.reparent(id, old, parent);
             }
@@ -72,16 +100,30 @@ impl Catalogue {
                 let (id, parent) = (record.id, record.parent);
                 let old = self.layers.insert(id, record).and_then(|r| r.parent);
                 self.reparent(id, old, parent);
+                self.index(id);
             }
             Change::DropVolume(id) => {
+                self.asked.remove(&id);
+                self.usual.remove(&id);
                 let old = self.volumes.remove(&id).and_then(|r| r.parent);
                 self.reparent(id, old, None);
             }
             Change::DropLayer(id) => {
                 let old = self.layers.remove(&id).and_then(|r| r.parent);
                 self.reparent(id, old, None);
+                self.index(id);
             }
         }
+    }
+
+    /// Puts a layer into the sets that it belongs to.
+    fn index(&mut self, layer: Id) {
+        let exists = self.layers.contains_key(&layer);
+        let mut heirs = self.heirs.get(&layer).into_iter().flatten();
+        let (first, second) = (heirs.next(), heirs.next());
+        set(&mut self.unread, layer, exists && first.is_none());
+        let single = second.is_none() && first.is_some_and(|heir| self.layers.contains_key(heir));
+        set(&mut self.merging, layer, exists && single);
     }
 
     fn reparent(&mut self, heir: Id, old: Option<Id>, new: Option<Id>) {
@@ -96,6 +138,18 @@ impl Catalogue {
         if let Some(new) = new {
             self.heirs.entry(new).or_default().insert(heir);
         }
+        for layer in [old, new].into_iter().flatten() {
+            self.index(layer);
+        }
+    }
+}
+
+/// Adds or removes an id.
+fn set(ids: &mut HashSet<Id>, id: Id, member: bool) {
+    if member {
+        ids.insert(id);
+    } else {
+        ids.remove(&id);
     }
 }
 
@@ -223,6 +277,50 @@ mod tests {
         assert_eq!(catalogue.heirs(Id(9)).collect::<Vec<_>>(), [Id(2)]);
         catalogue.apply(Change::DropVolume(Id(2)));
         assert_eq!(catalogue.heir_count(Id(9)), 0);
+    }
+
+    /// What the indexes must hold, found by looking at every record.
+    fn by_looking(catalogue: &Catalogue) -> [HashSet<Id>; 4] {
+        let single =
+            |l: &&LayerRecord| l.parent.is_some_and(|p| catalogue.heir_count(p) == 1 && catalogue.layer(p).is_some());
+        let named = |v: &&VolumeRecord| matches!(v.deepening, Deepening::Forced | Deepening::Physical);
+        [
+            catalogue.layers().filter(|l| catalogue.heir_count(l.id) == 0).map(|l| l.id).collect(),
+            catalogue.layers().filter(single).map(|l| l.id).collect(),
+            catalogue.volumes().filter(|v| !v.paused && named(v)).map(|v| v.id).collect(),
+            catalogue.volumes().filter(|v| !v.paused && v.deepening == Deepening::Pool).map(|v| v.id).collect(),
+        ]
+    }
+
+    #[test]
+    fn indexes_follow_the_records() {
+        let mut catalogue = Catalogue::default();
+        let mut state = 7u64;
+        let mut random = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        for _ in 0..20_000 {
+            let parent = [None, Some(Id(20 + random(12)))][random(2) as usize];
+            let change = match random(6) {
+                0 => Change::DropVolume(Id(random(20))),
+                1 => Change::DropLayer(Id(20 + random(12))),
+                2 | 3 => Change::Layer(LayerRecord { parent, ..LayerRecord::of_file(Id(20 + random(12)), 1, None) }),
+                _ => Change::Volume(VolumeRecord {
+                    paused: random(3) == 0,
+                    deepening: [Deepening::Pool, Deepening::Never, Deepening::Forced][random(3) as usize],
+                    ..volume(random(20), parent.map(|id| id.0))
+                }),
+            };
+            catalogue.apply(change);
+            let kept: [HashSet<Id>; 4] = [
+                catalogue.unread_layers().map(|l| l.id).collect(),
+                catalogue.single_heirs().map(|l| l.id).collect(),
+                catalogue.to_deepen(false).map(|v| v.id).collect(),
+                catalogue.to_deepen(true).map(|v| v.id).filter(|id| !catalogue.asked.contains(id)).collect(),
+            ];
+            assert_eq!(kept, by_looking(&catalogue));
+        }
     }
 
     #[test]
