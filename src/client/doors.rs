@@ -95,10 +95,19 @@ fn clone_failed(source: &Path, error: Errno) -> Error {
             "it is larger than the clone now, or the new file was written meanwhile",
             "try again, with a larger --size if one was given",
         ),
-        Errno::OPNOTSUPP => (Kind::Unsupported, "it cannot be cloned here", "clonefs status says why; cp copies it"),
+        Errno::OPNOTSUPP => return cannot_clone(source),
+        Errno::PERM => return failed("clone", source, error).remedy("if it is immutable or append-only: chattr -i -a"),
         e => return failed("clone", source, e),
     };
     Error::new(kind, "clone").at(source).because(cause).remedy(remedy)
+}
+
+/// The pool's own reason why nothing can be cloned in it.
+fn cannot_clone(source: &Path) -> Error {
+    let dir = source.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let why = status(dir).ok().flatten().and_then(|status| status.cannot_clone);
+    let why = why.unwrap_or_else(|| "it cannot be cloned here".to_owned());
+    Error::new(Kind::Unsupported, "clone").at(source).because(why).remedy("cp copies it")
 }
 
 /// An errno of a call on a path of the mount; a mount without a daemon gets its remedy here.

@@ -188,6 +188,7 @@ impl FsInfo {
             0x2fc1_2fc1 => "zfs",
             0xf2f5_2010 => "f2fs",
             0xca45_1a4e => "bcachefs",
+            0x8584_58f6 => "ramfs",
             0x4d44 => "vfat",
             0x2011_bab0 => "exfat",
             _ => "unknown",

@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use super::{Pool, stub};
 use crate::error::{Context, Result};
-use crate::io::{FileKey, FileKind, FileRef, Rename, SetTime};
+use crate::io::{FileKey, FileRef, Rename, SetTime};
 use crate::store::record::Change;
-use crate::store::{DIR, LAYERS, data_path, map_path, stub_path};
+use crate::store::{LAYERS, data_path, map_path, stub_path};
 use crate::units::Id;
 use crate::volume::overlay::Overlay;
 use crate::volume::plain::Plain;
@@ -70,7 +70,7 @@ impl Pool {
         };
         let mut swapped = swap(hint.as_deref())?;
         if swapped.is_none()
-            && let Some(found) = self.find_by_walk(old)?
+            && let Some(found) = self.find_by_walk(old)
         {
             swapped = swap(Some(&found))?;
         }
@@ -173,36 +173,5 @@ impl Pool {
         drop(gate);
         self.wake_background();
         Ok(())
-    }
-
-    /// Looks for a file in the whole tree: for a volume that was renamed without clonefs, or by a directory's rename.
-    fn find_by_walk(&self, key: FileKey) -> Result<Option<PathBuf>> {
-        let mut directories = vec![PathBuf::new()];
-        while let Some(directory) = directories.pop() {
-            let entries = match self.env.fs.list(&directory) {
-                Ok(entries) => entries,
-                // Removed meanwhile, or not ours to read.
-                Err(_) => continue,
-            };
-            for entry in entries {
-                let path = directory.join(&entry.name);
-                if directory.as_os_str().is_empty() && entry.name == DIR {
-                    continue;
-                }
-                let kind = match entry.kind {
-                    Some(kind) => kind,
-                    None => match self.env.fs.stat(&path) {
-                        Ok(stat) => stat.kind(),
-                        Err(_) => continue,
-                    },
-                };
-                if kind == FileKind::Directory {
-                    directories.push(path);
-                } else if entry.ino == key.ino && self.env.fs.stat(&path).is_ok_and(|s| s.key == key) {
-                    return Ok(Some(path));
-                }
-            }
-        }
-        Ok(None)
     }
 }

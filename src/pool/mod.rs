@@ -21,6 +21,7 @@ mod schedule;
 mod settle;
 mod startup;
 pub mod stub;
+mod walk;
 
 pub use finish::Finished;
 pub use schedule::Prospect;

@@ -26,6 +26,9 @@ impl Pool {
             self.sweep(TMP, |_| false)?;
         }
         let gone = self.index_stubs()?;
+        if !self.env.store.damage().is_empty() {
+            self.name_lost_volumes()?;
+        }
         self.check_stamps()?;
         if !sound {
             return Ok(());
@@ -44,7 +47,7 @@ impl Pool {
         self.sweep(STUBS, |name| ids.contains(name))
     }
 
-    fn add_trouble(&self, path: impl Into<String>, problem: String, remedy: &str) {
+    pub(super) fn add_trouble(&self, path: impl Into<String>, problem: String, remedy: &str) {
         let trouble = Trouble { path: path.into(), problem, remedy: remedy.into() };
         self.findings.lock().troubles.push(trouble);
     }
@@ -58,7 +61,11 @@ impl Pool {
         let info = self.env.fs.info().context("look at filesystem", "")?;
         let lacks = match info.type_name() {
             "vfat" | "exfat" => Some("hard links and extended attributes"),
-            _ => None,
+            // Asking for one that is not there tells, and changes nothing.
+            _ => match self.env.fs.get_xattr(Path::new(""), &stub::XATTR.into()) {
+                Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Some("extended attributes of users"),
+                _ => None,
+            },
         };
         if let Some(lacks) = lacks {
             let _ = self.cannot_clone.set(format!("the backing filesystem ({}) has no {lacks}", info.type_name()));

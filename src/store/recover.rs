@@ -93,7 +93,9 @@ pub(super) fn read_pool_file(fs: &dyn Fs) -> Result<Option<PoolFile>> {
     let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
     let format = value.get("format").and_then(serde_json::Value::as_u64);
     if format.is_some_and(|f| f > FORMAT as u64) {
-        return Err(Error::new(Kind::NewerFormat, "open pool").at(POOL).remedy("use the newer clonefs"));
+        let known = format!("it has format {}, and this clonefs knows formats up to {FORMAT}", format.unwrap_or(0));
+        let error = Error::new(Kind::NewerFormat, "open pool").at(POOL).because(known);
+        return Err(error.remedy("use a newer clonefs"));
     }
     let pool: PoolFile = serde_json::from_value(value).map_err(|e| damaged(e.to_string()))?;
     if pool.format != FORMAT || pool.block_size != BLOCK {
