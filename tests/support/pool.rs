@@ -169,7 +169,11 @@ pub struct Pool {
 impl Pool {
     /// An empty pool that is not mounted.
     pub fn unmounted(kind: Backing) -> Pool {
-        let disk = Disk::new(kind);
+        Pool::unmounted_on(Disk::new(kind))
+    }
+
+    /// The same on this filesystem.
+    pub fn unmounted_on(disk: Disk) -> Pool {
         let directory = disk.root().join("pool");
         std::fs::create_dir(&directory).expect("pool");
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
