@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::daemon::Ready;
 use super::options::Options;
@@ -14,7 +14,7 @@ use super::{attach, unmount};
 use crate::compactor;
 use crate::error::{Context, Error, Kind, Result};
 use crate::fuse::{Adapter, KernelEnd, Lifetimes, is_guarded};
-use crate::io::HostFs;
+use crate::io::{Fs, HostFs};
 use crate::pool::names::{NameTree, Settings};
 use crate::pool::{Names, Pool, PoolOptions};
 
@@ -22,6 +22,9 @@ use crate::pool::{Names, Pool, PoolOptions};
 const OVER_ITSELF: Lifetimes = Lifetimes { names: Duration::from_secs(60), attributes: Duration::from_secs(1) };
 /// The same when the pool's directory can be reached, and changed, beside the mount.
 const ELSEWHERE: Lifetimes = Lifetimes { names: Duration::from_secs(1), attributes: Duration::from_secs(1) };
+
+/// How long a mount waits for a daemon that is about to end.
+const LEAVING: Duration = Duration::from_secs(10);
 
 /// A mount that has been looked into and can be tried.
 pub struct Plan {
@@ -112,10 +115,29 @@ pub fn serve(plan: Plan, ready: &mut Ready) -> Result<()> {
         read_only: flags & libc::MS_RDONLY != 0,
         physical: options.physical,
     };
-    let pool = Pool::open(Arc::new(HostFs::new(root)), pool_options)?;
+    let pool = open_pool(Arc::new(HostFs::new(root)), &pool_options, &plan.pool)?;
     let result = serve_pool(&plan, &pool, flags, signals, ready);
     // Also after a failure: what is durable now need not be recovered at the next start.
     result.and(pool.shutdown())
+}
+
+/// Opens the pool. A daemon whose mount umount(8) has just taken down still writes out what it holds: it is waited for.
+fn open_pool(fs: Arc<dyn Fs>, options: &PoolOptions, path: &Path) -> Result<Arc<Pool>> {
+    let until = Instant::now() + LEAVING;
+    loop {
+        match Pool::open(fs.clone(), options.clone()) {
+            Err(e) if e.kind() == Kind::Locked && Instant::now() < until && !is_mounted(path)? => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Whether the pool is mounted somewhere that this process can see.
+fn is_mounted(pool: &Path) -> Result<bool> {
+    let here = |entry: &table::Entry| entry.fs_type == FS_TYPE && Path::new(&entry.source) == pool;
+    Ok(table::mounts()?.iter().any(here))
 }
 
 fn serve_pool(plan: &Plan, pool: &Arc<Pool>, flags: libc::c_ulong, signals: Signals, ready: &mut Ready) -> Result<()> {
