@@ -51,6 +51,9 @@ pub const CLONE: &str = "user.clonefs.clone";
 /// On a regular file, or a directory for the whole pool (root only): a [`DeepenRequest`] as JSON, or just the word
 /// `start`, `pause` or `resume`.
 pub const DEEPEN: &str = "user.clonefs.deepen";
+/// On a directory (root and the daemon's user): `start` compares all frozen layers with their checksums, in the
+/// background; the result is in [`STATUS`].
+pub const SCRUB: &str = "user.clonefs.scrub";
 /// On a directory (root only): `sync` makes everything durable before it returns.
 pub const FLUSH: &str = "user.clonefs.flush";
 
@@ -256,6 +259,28 @@ pub struct PoolStatus {
     pub job_count: u64,
     /// Volumes in trouble, at most 256 entries.
     pub troubles: Vec<Trouble>,
+    /// The present or last scrub.
+    #[serde(default)]
+    pub scrub: Option<ScrubStatus>,
+}
+
+/// How far a scrub has come, and what it has found.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ScrubStatus {
+    /// It is under way.
+    pub running: bool,
+    /// How many scrubs have begun since the pool was mounted.
+    pub runs: u64,
+    /// Bytes to be looked at; layers count with their size.
+    pub total: u64,
+    /// Bytes looked at.
+    pub done: u64,
+    /// Layers that were compared with their checksums.
+    pub compared: u64,
+    /// Layers whose checksums were taken, as they had none.
+    pub summed: u64,
+    /// What is damaged: the volumes that show it, and what to do.
+    pub damaged: Vec<Trouble>,
 }
 
 #[cfg(test)]

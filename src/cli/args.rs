@@ -50,6 +50,8 @@ pub enum Command {
     Import(ImportArgs),
     /// Look for damage in a pool, mounted or not
     Check(CheckArgs),
+    /// Compare what clones share with checksums, to find what a disk has changed
+    Scrub(ScrubArgs),
     /// Clone libvirt domains
     #[command(subcommand, after_help = examples::DOMAIN)]
     Domain(DomainCommand),
@@ -278,6 +280,20 @@ pub struct CheckArgs {
     /// Take this volume as it is, although it was changed without clonefs or its record may be out of date
     #[arg(long, value_name = "FILE", requires = "repair", value_hint = ValueHint::FilePath)]
     pub accept: Vec<PathBuf>,
+    /// Print what was found as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = examples::SCRUB)]
+pub struct ScrubArgs {
+    /// A mounted pool, or a path in it [default: the mount that the current directory is on]
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub path: Option<PathBuf>,
+    /// Do not wait for the end; `clonefs status` shows what was found
+    #[arg(long)]
+    pub no_wait: bool,
     /// Print what was found as JSON
     #[arg(long)]
     pub json: bool,

@@ -15,9 +15,9 @@ use crate::pool::repair::{self, Repaired};
 /// Exit code for damage that was repaired, all of it.
 const REPAIRED: u8 = 1;
 /// Exit code for damage that was found and left as it is.
-const DAMAGED: u8 = 4;
+pub const DAMAGED: u8 = 4;
 /// Exit code when the check could not be made.
-const NOT_CHECKED: u8 = 8;
+pub const NOT_CHECKED: u8 = 8;
 /// Exit code for a command line that makes no sense.
 pub const USAGE: u8 = 16;
 

@@ -109,6 +109,18 @@ whose record is lost or may be out of date reads as EIO until it is deleted, or 
 Exit codes, as fsck: 0 clean, 1 all damage was repaired, 4 damage was found and is still there, 8 the check could not be
 made, 16 wrong usage.";
 
+pub const SCRUB: &str = "\
+Examples:
+  clonefs scrub /srv/vms
+  clonefs scrub --json
+  clonefs scrub /srv/vms --no-wait && clonefs status /srv/vms
+
+Reads every frozen layer, which is what clones share, and compares it with a checksum for each MiB. Checksums are taken
+in the background while the pool is at rest, or by the first scrub; what changed before that is not seen, nor are plain
+files, and blocks that a volume has written itself. A damaged MiB gives EIO to all who would read it.
+
+Exit codes, as fsck: 0 nothing is damaged, 4 damage was found, 8 the scrub could not be made, 16 wrong usage.";
+
 pub const COMPLETIONS: &str = "\
 Examples:
   clonefs completions bash > /etc/bash_completion.d/clonefs

@@ -16,6 +16,7 @@ mod list;
 mod mount;
 mod place;
 mod progress;
+mod scrub;
 mod shell;
 mod status;
 mod table;
@@ -63,6 +64,7 @@ fn run(command: Command) -> Outcome {
         Command::Export(args) => image::export(args),
         Command::Import(args) => image::import(args),
         Command::Check(args) => check::check(args),
+        Command::Scrub(args) => scrub::scrub(args),
         Command::Domain(command) => domain::domain(command),
         Command::Pool(command) => domain::pool(command),
         Command::Completions { shell } => shell::completions(shell),
@@ -78,6 +80,6 @@ fn refuse(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     // `check` has the exit codes of fsck, where 2 means something else.
-    let check = std::env::args_os().nth(1).is_some_and(|word| word == "check");
+    let check = std::env::args_os().nth(1).is_some_and(|word| word == "check" || word == "scrub");
     ExitCode::from(if check { check::USAGE } else { failure::USAGE })
 }

@@ -163,6 +163,7 @@ mod tests {
             jobs: Vec::new(),
             job_count: 0,
             troubles: Vec::new(),
+            scrub: None,
         }
     }
 
@@ -199,6 +200,7 @@ mod tests {
         };
         let pool = PoolStatus {
             troubles: vec![trouble],
+            scrub: None,
             can_clone: false,
             cannot_clone: Some("no hard links".into()),
             paused: true,

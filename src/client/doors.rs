@@ -42,6 +42,17 @@ pub fn check(root: &Path) -> Result<Report> {
     }
 }
 
+/// Begins to compare all frozen layers of the pool with their checksums; `root` is the root of its mount.
+pub fn scrub(root: &Path) -> Result<()> {
+    setxattr(root, door::SCRUB, b"start", XattrFlags::empty()).map_err(|e| match e {
+        e if xattr::absent(e) => not_here("scrub", root),
+        Errno::PERM | Errno::ACCESS => {
+            failed("scrub", root, e).remedy("root and the user who mounted the pool may do that")
+        }
+        e => failed("scrub", root, e),
+    })
+}
+
 /// Starts, pauses or resumes background work: of one volume, or of the whole pool when `path` is a directory.
 pub fn deepen(path: &Path, request: &DeepenRequest) -> Result<()> {
     let json = encode("deepen", path, request)?;

@@ -35,11 +35,22 @@ pub fn run(pool: &Arc<Pool>) {
     let mut seen = 0;
     let mut more = true;
     while !pool.stopping() {
-        if !more && pool.wait_for_work(&mut seen, IDLE) {
+        let stirred = more || pool.wait_for_work(&mut seen, IDLE);
+        if stirred && !more {
             // Many clones made one after another are looked at together.
             pool.rest(GATHER);
         }
-        more = !pool.paused() && !pool.stopping() && round(pool);
+        let may = !pool.paused() && !pool.stopping();
+        let mut pace = Pace::new(pool);
+        more = may && (round(pool) | pool.scrub_turn());
+        pace.rest(pool, 0);
+        // Checksums are taken in the time that nobody else wants.
+        while may && !stirred && !more && !pool.stopping() && !pool.wait_for_work(&mut seen, Duration::ZERO) {
+            if !pool.sum_turn() {
+                break;
+            }
+            pace.rest(pool, SLICE);
+        }
     }
 }
 

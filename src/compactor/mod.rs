@@ -17,8 +17,8 @@ use crate::pool::Pool;
 const FLUSH_EVERY: Duration = Duration::from_secs(5);
 /// How long the first of several deletions waits for the others.
 const GATHER: Duration = Duration::from_millis(10);
-/// With nothing to do the threads look up now and then, in case a wake-up was missed.
-const IDLE: Duration = Duration::from_secs(60);
+/// With nothing to do for so long, the compactor takes checksums of layers that have none.
+const IDLE: Duration = Duration::from_secs(20);
 
 /// Starts the threads; [`Pool::shutdown`] ends them.
 pub fn start(pool: &Arc<Pool>) -> Result<()> {

@@ -7,7 +7,7 @@ use super::{Layer, MapState, span};
 use crate::error::{Context, Result};
 use crate::io::{FileRef, Open};
 use crate::store::data_path;
-use crate::units::{Id, blocks};
+use crate::units::{BLOCK, Id, blocks};
 
 impl Layer {
     /// The data file for reading; `None` if there is none, because nothing was written.
@@ -174,6 +174,12 @@ impl Layer {
     /// Reads bytes of blocks that are present. Beyond the volume's end they are zeros, whatever the data file has there:
     /// a crash can leave bytes of an append that was never synced.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.check_sound(offset / BLOCK, blocks(offset + buf.len() as u64))?;
+        self.read_unchecked(offset, buf)
+    }
+
+    /// The same for bytes that a scrub is looking at.
+    pub(super) fn read_unchecked(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let len = self.size().saturating_sub(offset).min(buf.len() as u64) as usize;
         let got = match self.data()? {
             Some(data) => data.read_at(&mut buf[..len], offset).map_err(|e| self.failed("read layer data", e))?,

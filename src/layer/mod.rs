@@ -14,6 +14,7 @@ mod flush;
 pub mod map;
 mod presence;
 pub mod resolve;
+pub mod sums;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -72,6 +73,9 @@ pub struct Layer {
     adopting: AtomicBool,
     /// Readers that hold this layer open as a point in time, without a record on disk.
     pins: AtomicUsize,
+    /// Pieces that a scrub found damaged, see [`sums`].
+    bad: RwLock<Vec<u32>>,
+    any_bad: AtomicBool,
     owners: resolve::Cache,
 }
 
@@ -132,6 +136,8 @@ impl Layer {
             latch: Mutex::default(),
             adopting: AtomicBool::new(false),
             pins: AtomicUsize::new(0),
+            bad: RwLock::default(),
+            any_bad: AtomicBool::new(false),
             owners: resolve::Cache::default(),
         }
     }
@@ -152,6 +158,7 @@ impl Layer {
             body.present = presence.present;
             check_data_exists(fs.as_ref(), body, record.size)?;
         }
+        layer.load_bad(record.file)?;
         Ok(Arc::new(layer))
     }
 

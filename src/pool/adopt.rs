@@ -12,8 +12,8 @@ use roaring::RoaringBitmap;
 use super::Pool;
 use crate::error::{Context, Result};
 use crate::layer::Layer;
+use crate::store::data_path;
 use crate::store::record::Change;
-use crate::store::{data_path, map_path};
 use crate::units::{BLOCK, Id, blocks};
 use crate::volume::overlay::punch;
 use crate::volume::{State, Volume};
@@ -29,6 +29,9 @@ impl Pool {
         let exists = catalogue.layer(parent.id).is_some();
         drop(catalogue);
         if !only || !exists || parent.pinned() || parent.check_latch().is_err() {
+            return false;
+        }
+        if !parent.bad().is_empty() {
             return false;
         }
         if parent.is_empty() {
@@ -83,6 +86,7 @@ impl Pool {
             let number = self.env.store.commit(vec![Change::Layer(record)])?;
             self.env.store.sync(number)?;
         }
+        self.forget_sums(parent)?;
         parent.data_for_writing()?;
         // The heir can grow, shrink and be written to: it needs a map.
         parent.itemise();
@@ -171,6 +175,7 @@ impl Pool {
     fn switched(&self, heir: &Layer, parent: &Layer, old: Id, overlap: u64, number: u64) -> Result<()> {
         heir.set_overlap(overlap);
         heir.forget_owners();
+        self.sum_again(heir.id);
         {
             let mut tables = self.tables.lock();
             tables.layers.remove(&parent.id);
@@ -178,9 +183,7 @@ impl Pool {
             tables.shared.retain(|_, layer| *layer != parent.id);
         }
         self.env.store.sync(number)?;
-        for path in [data_path(old), map_path(old)] {
-            let _ = self.env.fs.unlink(&path);
-        }
+        self.unlink_files(old);
         // Last, as a file that is longer than its volume does no harm, while one that is shorter than its map would.
         let data = heir.data_for_writing()?;
         let path = data_path(heir.file_id());
@@ -206,6 +209,7 @@ fn merge_blocks(upper: &Layer, lower: &Layer, which: &RoaringBitmap, stop: &dyn 
                 return Ok(false);
             }
             let count = (to - at).min(PIECE);
+            upper.check_sound(at, at + count)?;
             let piece = &mut buffer[..(count * BLOCK) as usize];
             let got = source.read_at(piece, at * BLOCK).context("read layer data", path())?;
             // It can shrink while this runs; what lies beyond its end then is hidden at the end of the adoption.

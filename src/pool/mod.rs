@@ -18,6 +18,7 @@ mod reap;
 pub mod repair;
 mod report;
 mod schedule;
+mod scrub;
 mod settle;
 mod startup;
 pub mod stub;
@@ -158,6 +159,7 @@ pub struct Pool {
     reflink: OnceLock<bool>,
     jobs: Mutex<HashMap<Id, report::Job>>,
     failures: Mutex<HashMap<Id, String>>,
+    scrub: Mutex<scrub::Scrub>,
 }
 
 impl Pool {
@@ -194,6 +196,7 @@ impl Pool {
             reflink: OnceLock::new(),
             jobs: Mutex::default(),
             failures: Mutex::default(),
+            scrub: Mutex::default(),
         });
         let weak: Weak<dyn Hooks> = Arc::downgrade(&(pool.clone() as Arc<dyn Hooks>));
         let _ = pool.env.hooks.set(weak);

@@ -11,7 +11,7 @@ use crate::error::{Context, Result};
 use crate::io::FileKey;
 use crate::layer::Layer;
 use crate::store::record::Change;
-use crate::store::{data_path, map_path, stub_path};
+use crate::store::{bad_path, data_path, map_path, stub_path, sums_path};
 use crate::units::Id;
 use crate::volume::{State, Volume};
 
@@ -127,8 +127,8 @@ impl Pool {
     }
 
     /// Removes the files of a layer. What cannot be removed now is removed at the next start.
-    fn unlink_files(&self, file: Id) {
-        for path in [data_path(file), map_path(file)] {
+    pub(super) fn unlink_files(&self, file: Id) {
+        for path in [data_path(file), map_path(file), sums_path(file), bad_path(file)] {
             let _ = self.env.fs.unlink(&path);
         }
     }

@@ -14,6 +14,7 @@ use super::check::{self, Report};
 use super::{lock, stub};
 use crate::error::{Context, Error, Kind, Result};
 use crate::io::{FileKey, FileKind, Fs, Open, Rename};
+use crate::layer::sums;
 use crate::store::record::{Change, LayerRecord, Stamp, VolumeRecord};
 use crate::store::salvage::{Salvaged, salvage};
 use crate::store::{
@@ -336,6 +337,8 @@ impl Repair<'_> {
                 .because(format!("it has {} bytes, and its clones show {}", stat.size, record.size))
                 .remedy("restore the file, or delete the clones"));
         }
+        // What they were taken of is not what it has now.
+        sums::forget(self.fs.as_ref(), record.file)?;
         let (seconds, nanos) = (stat.mtime.seconds, stat.mtime.nanos);
         let stamp = Stamp { size: stat.size, seconds, nanos, firm: true, boot: self.fs.boot_id() };
         Ok(Some(Change::Layer(LayerRecord { stamp: Some(stamp), ..record })))

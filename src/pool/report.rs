@@ -156,6 +156,7 @@ impl Pool {
             job_count,
             jobs,
             troubles: self.troubles(),
+            scrub: self.scrub_status(),
         }
     }
 
@@ -187,6 +188,7 @@ impl Pool {
             }
         }
         troubles.extend(self.elsewhere_troubles());
+        troubles.extend(self.scrub_status().into_iter().flat_map(|scrub| scrub.damaged));
         troubles.truncate(LIST_LIMIT);
         troubles
     }

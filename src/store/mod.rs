@@ -81,6 +81,16 @@ pub fn map_path(file: Id) -> PathBuf {
     PathBuf::from(format!("{LAYERS}/{file}.map"))
 }
 
+/// Place of the checksums of a layer's data.
+pub fn sums_path(file: Id) -> PathBuf {
+    PathBuf::from(format!("{LAYERS}/{file}.sums"))
+}
+
+/// Place of the list of damaged pieces of a layer's data.
+pub fn bad_path(file: Id) -> PathBuf {
+    PathBuf::from(format!("{LAYERS}/{file}.bad"))
+}
+
 /// Place of the link to a volume's stub.
 pub fn stub_path(volume: Id) -> PathBuf {
     PathBuf::from(format!("{STUBS}/{volume}"))

@@ -144,6 +144,7 @@ impl Overlay {
     /// Shares blocks of a parent's file; `false` where the filesystem cannot.
     fn share_from(&self, layer: &Layer, range: &Range<u64>) -> Result<bool> {
         let Some(source) = layer.data()? else { return Ok(false) };
+        layer.check_sound(range.start, range.end)?;
         let from = range.start * BLOCK;
         // The last block of a source that ends within it can only be shared with a file that ends there too.
         let end = (range.end * BLOCK).min(self.top.size());

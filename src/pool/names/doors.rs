@@ -93,8 +93,18 @@ impl NameTree {
             (FileKind::File, door::CLONE_FROM) => self.clone_by_path(id, value, caller),
             (FileKind::File | FileKind::Directory, door::DEEPEN) => self.deepen(id, kind, value, caller),
             (FileKind::Directory, door::FLUSH) => self.flush(value, caller),
+            (FileKind::Directory, door::SCRUB) => self.scrub(value, caller),
             _ => Err(Error::new(Kind::Permission, "set an attribute that is reserved for clonefs")),
         }
+    }
+
+    fn scrub(&self, value: &[u8], caller: &Caller) -> Result<()> {
+        administrators_only("scrub a pool", caller)?;
+        if value != b"start" {
+            return Err(Error::new(Kind::Invalid, "scrub").because("the only request is `start`"));
+        }
+        self.pool.begin_scrub();
+        Ok(())
     }
 
     fn clone_by_request(&self, target: u64, value: &[u8], caller: &Caller) -> Result<()> {
