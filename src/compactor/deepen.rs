@@ -139,7 +139,7 @@ fn fill_slice(
         let filled = {
             let gate = volume.gate().read();
             let State::Overlay(overlay) = &*gate else { return Ok(Outcome::Rest) };
-            overlay.top.check_latch()?;
+            overlay.check_latch()?;
             let filled = overlay.fill_absent(from, &how)?;
             let end = overlay.visible_end();
             let done = overlay.top.present_below(end);

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::map::{Delta, Map};
 use super::{Latch, Layer, MapState};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::store::{LAYERS, data_path};
 
 impl Layer {
@@ -30,9 +30,20 @@ impl Layer {
         *self.latch.lock() = latch.clone();
     }
 
+    /// The latch, for a volume whose file this layer's data becomes.
+    pub fn latch_of_file(&self) -> Arc<Latch> {
+        self.latch.lock().clone()
+    }
+
     /// Whether something was written since the last flush.
     pub fn is_dirty(&self) -> bool {
         self.dirty.load(Ordering::Acquire)
+    }
+
+    /// Whether all that was written is durable, and known to be: a flush that is under way can still fail.
+    pub fn is_settled(&self) -> bool {
+        // The second look at `dirty`: the flush can have ended, and failed, between the first one and the lock's.
+        !self.is_dirty() && !self.map.is_locked() && !self.is_dirty()
     }
 
     /// Marks a layer whose data was written by others (a plain file that was just frozen) as not yet durable.
@@ -67,11 +78,10 @@ impl Layer {
     fn flush_steps(&self, state: &mut MapState, delta: Option<&Delta>) -> Result<()> {
         if let Some(data) = self.data()? {
             // The stamp of a shared file is its modification time, which fdatasync does not make durable.
-            let synced = if self.complete() { data.sync_all() } else { data.sync_data() };
-            synced.map_err(|e| {
-                self.latch(&e);
-                self.failed("sync layer data", e)
-            })?;
+            let all = self.complete();
+            let sync = || if all { data.sync_all() } else { data.sync_data() };
+            let synced = self.latch_of_file().sync("sync layer data", sync);
+            synced.map_err(|e| e.at(data_path(self.file_id())))?;
         }
         self.sync_names(state)?;
         let Some(delta) = delta else { return Ok(()) };
@@ -79,14 +89,21 @@ impl Layer {
         if state.map.is_none() {
             // Only the size changed, and nothing was ever written: there is no map yet.
             state.map = Some(Map::create(&self.fs, file).map_err(|e| self.failed("make map", e))?);
-            self.fs.sync_dir(Path::new(LAYERS)).context("sync layers directory", LAYERS)?;
+            state.names_dirty = true;
+            self.sync_names(state)?;
         }
         let Some(map) = state.map.as_mut() else { return Ok(()) };
+        let path = || crate::store::map_path(file);
         map.append(delta).map_err(|e| {
             if !matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) {
                 self.latch(&e);
             }
-            Error::io("append to map", e).at(crate::store::map_path(file))
+            Error::io("append to map", e).at(path())
+        })?;
+        // Whatever the reason: what a sync has failed to write counts as clean from then on.
+        map.sync().map_err(|e| {
+            self.latch(&e);
+            Error::io("sync map", e).at(path())
         })?;
         let body = self.body.read();
         if map.rewrite_due(&body.present) {

@@ -151,9 +151,13 @@ impl Map {
         Ok(Map { fs: fs.clone(), file, log })
     }
 
-    /// Appends a change and makes it durable. What it calls present must be durable already (R1, R2).
+    /// Appends a change. What it calls present must be durable already (R1, R2).
     pub fn append(&mut self, delta: &Delta) -> std::io::Result<()> {
-        self.log.append(&delta.encode()?)?;
+        self.log.append(&delta.encode()?)
+    }
+
+    /// Makes what was appended durable.
+    pub fn sync(&self) -> std::io::Result<()> {
         self.log.file().sync_data()?;
         self.log.synced(self.log.sequence());
         Ok(())

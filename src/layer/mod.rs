@@ -31,19 +31,33 @@ use map::Map;
 
 /// The first failure of a sync of one file. It stays until the pool is opened again.
 #[derive(Default)]
-pub struct Latch(Mutex<Option<String>>);
+pub struct Latch {
+    failure: Mutex<Option<String>>,
+    /// Held during a sync of the file: of two at a time only one would hear of a failure.
+    syncing: Mutex<()>,
+}
 
 impl Latch {
-    /// Records a failure, unless there was one. A lack of descriptors or memory is none: the call was never made.
+    /// Records a failure, unless there was one. A lack of descriptors is none: the call was never made.
     pub fn set(&self, error: &std::io::Error) {
-        if !matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) {
-            self.0.lock().get_or_insert(error.to_string());
+        if !matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+            self.failure.lock().get_or_insert(error.to_string());
         }
+    }
+
+    /// Runs a sync of the file, if none has failed yet.
+    pub fn sync(&self, operation: &'static str, sync: impl FnOnce() -> std::io::Result<()>) -> Result<()> {
+        let _one = self.syncing.lock();
+        self.check(operation)?;
+        sync().map_err(|error| {
+            self.set(&error);
+            Error::io(operation, error)
+        })
     }
 
     /// The error to give after a failure.
     pub fn check(&self, operation: &'static str) -> Result<()> {
-        match &*self.0.lock() {
+        match &*self.failure.lock() {
             None => Ok(()),
             Some(why) => Err(Error::new(Kind::Latched, operation)
                 .because(why.clone())

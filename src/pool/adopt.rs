@@ -136,6 +136,8 @@ impl Pool {
             record.complete = parent.complete();
             vec![Change::DropLayer(parent.id), Change::Volume(record)]
         })?;
+        // Whatever is synced from now on lies in the other file, which counts for nothing without this record.
+        overlay.debts.commit.fetch_max(number, Ordering::AcqRel);
         let old = top.take_files(parent);
         drop(ops);
         self.switched(top, parent, old, overlap, number)?;

@@ -309,7 +309,11 @@ impl Check<'_> {
         if stat.size == 0 || stat.size > stub::MAX_STUB || self.stubs.contains(&stat.key) {
             return;
         }
-        if self.fs.open(path, Open::Read).is_ok_and(|f| stub::claims_to_be(f.as_ref())) {
+        let orphan = |file: crate::io::FileRef| {
+            let mark = stub::mark_of(file.as_ref(), None)?;
+            Ok(mark != stub::Mark::None && stub::holds_text(file.as_ref())?)
+        };
+        if self.fs.open(path, Open::Read).and_then(orphan).is_ok_and(|orphan| orphan) {
             let remedy = "its volume is lost or in another pool; restore .clonefs, or delete this file";
             self.problem(path, "a stub whose volume is not in the catalogue", remedy);
         }

@@ -205,7 +205,7 @@ impl Pool {
 
     fn moment_of_overlay(&self, overlay: &Overlay) -> Result<Moment> {
         let top = &overlay.top;
-        top.check_latch()?;
+        overlay.check_latch()?;
         let pending = overlay.debts.pending.lock().clone();
         let size = top.size();
         let parent = top.parent();
@@ -399,7 +399,7 @@ impl Moment {
     /// What a complete layer shows.
     fn of_shared(layer: Arc<Layer>) -> Moment {
         let size = layer.size();
-        let pending = if layer.is_dirty() { vec![layer.clone()] } else { Vec::new() };
+        let pending = if layer.is_settled() { Vec::new() } else { vec![layer.clone()] };
         let (layer, visible) = (Some(layer), blocks(size));
         Moment { layer, visible, size, pending, changes: Vec::new(), of: None, after: After::Same }
     }

@@ -23,17 +23,22 @@ impl Pool {
         let _switching = volume.switching().lock();
         let mut gate = volume.gate().write();
         let State::Overlay(overlay) = &*gate else { return Ok(()) };
-        overlay.top.check_latch()?;
+        overlay.check_latch()?;
         let (id, file, stub) = (overlay.id, overlay.top.file_id(), overlay.stub.clone());
         let links = stub.stat().context("look at stub", stub_path(id))?.nlink;
         if overlay.top.size() != 0 || links != 2 {
             return Ok(());
         }
-        stub.set_len(0).context("empty stub", stub_path(id))?;
-        {
+        // Without the text, a mark that a crash brings back says nothing: the file is an empty one all the same.
+        stub.set_len(0).and_then(|()| stub.sync_data()).context("empty stub", stub_path(id))?;
+        let number = {
             let _ops = self.ops.lock();
-            self.env.store.commit(vec![Change::DropVolume(id)])?;
-        }
+            self.env.store.commit(vec![Change::DropVolume(id)])?
+        };
+        // A sync of the plain file knows nothing of the journal: were the record to come back, what it holds would not
+        // be seen.
+        overlay.debts.commit.fetch_max(number, Ordering::AcqRel);
+        self.env.store.sync(number)?;
         stub::unmark(stub.as_ref());
         let _ = self.env.fs.unlink(&stub_path(id));
         self.dead.lock().push(super::reap::Dead::Files(file));

@@ -90,7 +90,7 @@ impl Pool {
         let State::Overlay(overlay) = &*gate else { return Ok(volume.key()) };
         let complete = overlay.top.next_absent(0, overlay.visible_end()).is_none();
         let links = overlay.stub.stat().context("look at stub", path)?.nlink;
-        if !complete || overlay.top.file_id() != file || links != 2 || overlay.top.check_latch().is_err() {
+        if !complete || overlay.top.file_id() != file || links != 2 || overlay.check_latch().is_err() {
             // A clone was taken meanwhile, say. The next round sees the new state.
             *outcome = Finished::NotYet;
             return Ok(volume.key());
@@ -107,8 +107,8 @@ impl Pool {
         drop(tables);
         volume.set_key(key);
         volume.set_path(path);
-        let plain = Plain::new(data, None);
-        *plain.durability.directory.lock() = Some(path.parent().unwrap_or(Path::new("")).to_path_buf());
+        let directory = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        let plain = Plain::of_layer(data, &overlay.top, directory);
         *gate = State::Plain(plain);
         Ok(key)
     }

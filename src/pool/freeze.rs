@@ -231,7 +231,7 @@ impl Pool {
     }
 
     fn switch_to_overlay(&self, volume: &Arc<Volume>, gate: &mut State, layer: &Arc<Layer>, prepared: &Prepared) {
-        let pending = if layer.is_dirty() { vec![layer.clone()] } else { Vec::new() };
+        let pending = if layer.is_settled() { Vec::new() } else { vec![layer.clone()] };
         let overlay = Overlay::new(prepared.id, prepared.stub.clone(), prepared.top.clone(), pending, prepared.commit);
         overlay.debts.names_dirty.store(false, Ordering::Release);
         let old = volume.key();
@@ -249,14 +249,22 @@ impl Pool {
     /// Takes a prepared stub back. The layer, if it was made for this, has no heir then and goes as such layers do.
     fn discard(&self, prepared: &Prepared, held: &Held) {
         let _ = self.env.fs.unlink(&prepared.temporary);
-        let _ops = self.ops.lock();
         let mut changes = vec![Change::DropVolume(prepared.id)];
         if held.fresh {
             changes.push(Change::DropLayer(held.layer.id));
-            self.dead.lock().push(super::reap::Dead::Files(held.layer.file_id()));
         }
-        if self.env.store.commit(changes).is_ok() {
-            let _ = self.env.fs.unlink(&stub_path(prepared.id));
+        let committed = {
+            let _ops = self.ops.lock();
+            self.env.store.commit(changes)
+        };
+        // Records that are still there after a crash must find their files: the next start drops both.
+        if committed.and_then(|number| self.env.store.sync(number)).is_err() {
+            return;
+        }
+        let _ = self.env.fs.unlink(&stub_path(prepared.id));
+        if held.fresh {
+            // At once: a file of two names cannot be cloned, only copied.
+            let _ = self.env.fs.unlink(&data_path(held.layer.file_id()));
         }
     }
 }

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
-use super::{Pool, Tables, stub};
+use super::stub::{self, Mark};
+use super::{Pool, Tables};
 use crate::error::{Context, Error, Kind, Result};
 use crate::io::{FileKey, FileRef, Open};
 use crate::layer::Layer;
@@ -59,14 +60,10 @@ impl Pool {
         if stat.key != key {
             return Err(Error::io("open file", std::io::Error::from_raw_os_error(libc::ESTALE)).at(path));
         }
-        // While records are missing, an empty file with a mark is not known to be what a crash left of a clone.
-        let least = if self.env.store.damage().is_empty() { 1 } else { 0 };
-        if (least..=stub::MAX_STUB).contains(&stat.size) && stub::claims_to_be(file.as_ref()) {
-            let why = "it is a stub whose volume is not in this pool's catalogue".to_owned();
-            return Ok(State::Broken { stub: file, why });
-        }
-        if stat.size == 0 {
-            self.unmark_leftover(file.as_ref(), path)?;
+        if stat.size <= stub::MAX_STUB
+            && let Some(state) = self.load_marked(tables, key, path, &file, stat.size)?
+        {
+            return Ok(state);
         }
         let shared = match tables.shared.get(&key).copied() {
             // Dropped since: it is not shared any more.
@@ -81,13 +78,44 @@ impl Pool {
         Ok(State::Plain(Plain::new(file, shared)))
     }
 
-    /// A crash can leave the mark of a clone that never was on its empty file. It goes, durably, before the file holds
+    /// What a small file is that is not known as a stub; `None`: a plain file after all.
+    fn load_marked(
+        &self,
+        tables: &mut Tables,
+        key: FileKey,
+        path: &Path,
+        file: &FileRef,
+        size: u64,
+    ) -> Result<Option<State>> {
+        let mark = stub::mark_of(file.as_ref(), self.env.store.pool_id()).context("read mark of file", path)?;
+        if mark == Mark::None {
+            return Ok(None);
+        }
+        if let Mark::Ours(id) = mark
+            && self.env.store.catalogue().volume(id).is_some()
+            && self.env.fs.stat(&stub_path(id)).context("look at stub", path)?.key == key
+        {
+            // Its link could not be read when the pool was opened.
+            tables.stubs.insert(key, id);
+            return self.load_overlay(tables, id, path).map(Some);
+        }
+        // While records are missing, an empty file with a mark is not known to be what a crash left of a clone.
+        let lost = size == 0 && !self.env.store.damage().is_empty();
+        if lost || size > 0 && stub::holds_text(file.as_ref()).context("read stub", path)? {
+            let why = "it is a stub whose volume is not in this pool's catalogue".to_owned();
+            return Ok(Some(State::Broken { stub: file.clone(), why }));
+        }
+        self.unmark_leftover(file.as_ref(), path, mark).map(|()| None)
+    }
+
+    /// A crash can leave the mark of a clone that never was on its file. It goes, durably, before the file holds
     /// anything that could then be taken for the text of a stub.
-    fn unmark_leftover(&self, file: &dyn crate::io::File, path: &Path) -> Result<()> {
+    fn unmark_leftover(&self, file: &dyn crate::io::File, path: &Path, mark: Mark) -> Result<()> {
         let sound = self.env.store.damage().is_empty() && !self.options.read_only;
-        let Some(pool) = self.env.store.pool_id().filter(|_| sound) else { return Ok(()) };
-        let Some(volume) = stub::marked_as(file, pool) else { return Ok(()) };
-        if self.env.store.catalogue().volume(volume).is_none() {
+        if let Mark::Ours(volume) = mark
+            && sound
+            && self.env.store.catalogue().volume(volume).is_none()
+        {
             stub::unmark(file);
             file.sync_all().context("sync file", path)?;
         }

@@ -98,7 +98,7 @@ impl Pool {
         }
         let working = self.jobs.lock().get(&overlay.id).is_some_and(|j| j.step != "waiting");
         let failure = self.failures.lock().get(&overlay.id).cloned();
-        info.error = failure.or_else(|| top.check_latch().err().map(|e| e.to_string()));
+        info.error = failure.or_else(|| overlay.check_latch().err().map(|e| e.to_string()));
         info.queued = record.as_ref().is_some_and(|r| self.prospect(r) != Prospect::Rests);
         let paused = record.as_ref().is_some_and(|r| r.paused) || (self.paused() && (working || info.queued));
         info.origin = record.and_then(|r| r.origin);
@@ -161,7 +161,13 @@ impl Pool {
     }
 
     fn troubles(&self) -> Vec<Trouble> {
+        const CHECK_DISK: &str = "check the disk, then unmount and mount again";
         let mut troubles = self.findings.lock().troubles.clone();
+        if self.env.store.check_latch().is_err() {
+            let problem = "it could not be written or synced: nothing is cloned, deepened or deleted for good";
+            let path = crate::store::JOURNAL.into();
+            troubles.push(Trouble { path, problem: problem.into(), remedy: CHECK_DISK.into() });
+        }
         let failures: Vec<(Id, String)> = self.failures.lock().iter().map(|(id, why)| (*id, why.clone())).collect();
         for (id, why) in failures {
             let path = self.env.store.catalogue().volume(id).map(|r| r.path.clone());
@@ -178,13 +184,12 @@ impl Pool {
         for volume in open {
             let latch = match &*volume.gate().read() {
                 State::Plain(plain) => plain.check_latch().err(),
-                State::Overlay(overlay) => overlay.top.check_latch().err(),
+                State::Overlay(overlay) => overlay.check_latch().err(),
                 State::Broken { .. } => None,
             };
             if let Some(error) = latch {
                 let path = volume.path().to_string_lossy().into_owned();
-                let remedy = "check the disk, then unmount and mount again".into();
-                troubles.push(Trouble { path, problem: error.to_string(), remedy });
+                troubles.push(Trouble { path, problem: error.to_string(), remedy: CHECK_DISK.into() });
             }
         }
         troubles.extend(self.elsewhere_troubles());

@@ -63,7 +63,7 @@ impl Pool {
             let _ = stub::describe(overlay.stub.as_ref(), overlay.id, overlay.top.size());
         }
         let latched = match &*volume.gate().read() {
-            State::Overlay(overlay) => overlay.top.check_latch().is_err(),
+            State::Overlay(overlay) => overlay.check_latch().is_err(),
             State::Plain(plain) => plain.check_latch().is_err(),
             State::Broken { .. } => false,
         };

@@ -3,10 +3,11 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::{Pool, stub};
+use super::Pool;
+use super::stub::{self, Mark};
 use crate::door::Trouble;
 use crate::error::{Context, Result};
-use crate::io::{File, FileKey, Open, Stat};
+use crate::io::{FileKey, Open, Stat};
 use crate::store::record::{Change, LayerRecord, Stamp, VolumeRecord};
 use crate::store::{LAYERS, STUBS, TMP, data_path, map_path, stub_path};
 use crate::units::Id;
@@ -273,8 +274,11 @@ impl Pool {
         };
         let stat = file.stat().context("look at stub", &path)?;
         if stat.nlink > 1 {
-            if stat.size > 0 && stub::claims_to_be(file.as_ref() as &dyn File) {
-                file.set_len(0).context("empty stub", &path)?;
+            let mark = stub::mark_of(file.as_ref(), self.env.store.pool_id()).context("read mark of stub", &path)?;
+            let text = || stub::holds_text(file.as_ref()).context("read stub", &path);
+            if stat.size > 0 && mark != Mark::None && text()? {
+                // Durably, before mark and link go: what is left without them passes for a user's file.
+                file.set_len(0).and_then(|()| file.sync_data()).context("empty stub", &path)?;
             }
             stub::unmark(file.as_ref());
             self.tables.lock().stubs.remove(&stat.key);

@@ -18,6 +18,9 @@ pub const XATTR: &str = "user.clonefs.stub";
 /// No stub is larger than this, so larger files need not be asked for the attribute.
 pub const MAX_STUB: u64 = 1024;
 
+/// The text of every stub begins with this.
+const TEXT: &str = "clonefs volume ";
+
 /// Marks a file as the stub of a volume.
 pub fn mark(file: &dyn File, pool: Id, volume: Id) -> Result<()> {
     let value = format!("{pool}/{volume}");
@@ -29,23 +32,34 @@ pub fn unmark(file: &dyn File) {
     let _ = file.remove_xattr(&OsString::from(XATTR));
 }
 
-/// Whether a file says of itself that it is a stub.
-pub fn claims_to_be(file: &dyn File) -> bool {
-    file.get_xattr(&OsString::from(XATTR)).is_ok()
+/// What a file says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// That it is a file like any other.
+    None,
+    /// That it is the stub of this volume of the pool.
+    Ours(Id),
+    /// That it is a stub, of another pool or of no volume at all.
+    Foreign,
 }
 
-/// The volume of `pool` that a file says it is the stub of.
-pub fn marked_as(file: &dyn File, pool: Id) -> Option<Id> {
-    let value = file.get_xattr(&OsString::from(XATTR)).ok()?;
-    let (of, volume) = std::str::from_utf8(&value).ok()?.split_once('/')?;
-    (of.parse() == Ok(pool)).then(|| volume.parse().ok())?
+/// Reads the mark of a file.
+pub fn mark_of(file: &dyn File, pool: Option<Id>) -> io::Result<Mark> {
+    let value = match file.get_xattr(&OsString::from(XATTR)) {
+        Ok(value) => value,
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => return Ok(Mark::None),
+        Err(e) => return Err(e),
+    };
+    let ids = std::str::from_utf8(&value).ok().and_then(|text| text.split_once('/'));
+    let ours = ids.filter(|(of, _)| pool.is_some_and(|pool| of.parse() == Ok(pool)));
+    Ok(ours.and_then(|(_, volume)| volume.parse().ok()).map_or(Mark::Foreign, Mark::Ours))
 }
 
 /// Writes the text. Its modification time stays.
 pub fn describe(file: &dyn File, volume: Id, size: u64) -> io::Result<()> {
     let times = file.stat()?;
     let text = format!(
-        "clonefs volume {volume}, {}\n\
+        "{TEXT}{volume}, {}\n\
          This is not the disk image itself. Its contents are in the directory .clonefs at the top of this tree.\n\
          Mount the tree with `clonefs mount` to use it, or to let it become an ordinary file (`clonefs deepen`).\n",
         format_size(size)
@@ -53,6 +67,30 @@ pub fn describe(file: &dyn File, volume: Id, size: u64) -> io::Result<()> {
     file.write_at(text.as_bytes(), 0)?;
     file.set_len(text.len() as u64)?;
     file.set_times(SetTime::At(times.atime), SetTime::At(times.mtime))
+}
+
+/// Whether a file says of itself that it is a stub.
+pub fn claims_to_be(file: &dyn File) -> bool {
+    mark_of(file, None).is_ok_and(|mark| mark != Mark::None)
+}
+
+/// The volume of `pool` that a file says it is the stub of.
+pub fn marked_as(file: &dyn File, pool: Id) -> Option<Id> {
+    match mark_of(file, Some(pool)) {
+        Ok(Mark::Ours(volume)) => Some(volume),
+        _ => None,
+    }
+}
+
+/// Whether a file holds the text of a stub, and nothing of a user's. A mark that could not be taken off a file does not
+/// make a stub of what was written to the file later.
+pub fn holds_text(file: &dyn File) -> io::Result<bool> {
+    if file.stat()?.size > MAX_STUB {
+        return Ok(false);
+    }
+    let mut text = vec![0; MAX_STUB as usize];
+    let len = file.read_at(&mut text, 0)?;
+    Ok(text[..len].starts_with(TEXT.as_bytes()))
 }
 
 /// Gives `to` the owner, mode, attributes, ACLs and times of `from`; the mark of a stub stays where it is.

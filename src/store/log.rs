@@ -254,6 +254,11 @@ impl Log {
         self.durable.fetch_max(sequence, Ordering::AcqRel);
     }
 
+    /// Whether nothing can be appended any more.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
     /// Number of records appended so far.
     pub fn sequence(&self) -> u64 {
         self.sequence

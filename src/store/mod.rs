@@ -198,6 +198,16 @@ impl Store {
         recover::initialise(self.fs.as_ref(), &mut inner)
     }
 
+    /// The error to give once nothing can be recorded durably any more.
+    pub fn check_latch(&self) -> Result<()> {
+        if self.latched.load(Ordering::Acquire) {
+            return Err(Error::new(Kind::Latched, "change pool metadata")
+                .at(JOURNAL)
+                .remedy("check the disk, then unmount and mount again"));
+        }
+        Ok(())
+    }
+
     fn writable(&self) -> Result<()> {
         if self.read_only {
             return Err(Error::new(Kind::ReadOnly, "change pool metadata"));
@@ -208,12 +218,7 @@ impl Store {
                 .because(self.damage.join("; "))
                 .remedy("run `clonefs check --repair` on the unmounted pool"));
         }
-        if self.latched.load(Ordering::Acquire) {
-            return Err(Error::new(Kind::Latched, "change pool metadata")
-                .at(JOURNAL)
-                .remedy("find out what is wrong with the disk, then unmount and mount again"));
-        }
-        Ok(())
+        self.check_latch()
     }
 
     /// Applies `changes`, all or none, and returns the number to pass to [`Store::sync`] to make them durable.
@@ -234,7 +239,11 @@ impl Store {
         let Some(journal) = inner.journal.as_mut() else {
             return Err(Error::new(Kind::Damaged, "append to the journal").at(JOURNAL));
         };
-        journal.append(&payload).context("append to the journal", JOURNAL)?;
+        let appended = journal.append(&payload);
+        if journal.is_broken() {
+            self.latched.store(true, Ordering::Release);
+        }
+        appended.context("append to the journal", JOURNAL)?;
         for change in changes {
             inner.catalogue.apply(change);
         }

@@ -303,6 +303,13 @@ impl Overlay {
         Syncing { id: self.id, top: self.top.clone(), stub: self.stub.clone(), debts: self.debts.clone() }
     }
 
+    /// The error to give if something that the volume shows may never become durable: a sync of its own layer has
+    /// failed, or of one below that was not durable when it was cloned.
+    pub fn check_latch(&self) -> Result<()> {
+        self.top.check_latch()?;
+        self.debts.pending.lock().iter().try_for_each(|layer| layer.check_latch())
+    }
+
     /// Whether something is not durable.
     pub fn is_dirty(&self) -> bool {
         let debts = &self.debts;

@@ -30,8 +30,6 @@ pub struct Durability {
     pub latch: Arc<Latch>,
     /// Directory whose entry for this file may not be durable yet, because it took the place of a stub.
     pub directory: Mutex<Option<PathBuf>>,
-    /// One sync at a time: only one of two hears of a failure.
-    syncing: Mutex<()>,
 }
 
 impl Plain {
@@ -42,6 +40,13 @@ impl Plain {
             layer.share_latch(&durability.latch);
         }
         Plain { file, shared, pristine: AtomicBool::new(false), durability }
+    }
+
+    /// A file that was a layer's until now, whose syncs may have failed.
+    pub fn of_layer(file: FileRef, layer: &Layer, directory: PathBuf) -> Plain {
+        let directory = Mutex::new(Some(directory));
+        let durability = Arc::new(Durability { latch: layer.latch_of_file(), directory, ..Durability::default() });
+        Plain { file, shared: None, pristine: AtomicBool::new(false), durability }
     }
 
     /// Notes that contents are about to change.
@@ -64,14 +69,12 @@ impl Plain {
 impl Durability {
     /// Makes contents durable, and the name if it is new; the first failure stays.
     pub fn sync(&self, fs: &dyn Fs, file: &FileRef, data_only: bool) -> Result<()> {
-        let _one = self.syncing.lock();
-        self.latch.check("sync file")?;
-        self.dirty.store(false, Ordering::Release);
-        let result = if data_only { file.sync_data() } else { file.sync_all() };
-        result.map_err(|e| {
-            self.latch.set(&e);
-            Error::io("sync file", e)
-        })?;
+        let synced = self.latch.sync("sync file", || {
+            self.dirty.store(false, Ordering::Release);
+            if data_only { file.sync_data() } else { file.sync_all() }
+        });
+        // What is not durable stays so: the end of the pool must not be called a good one.
+        synced.inspect_err(|_| self.dirty.store(true, Ordering::Release))?;
         sync_entry(fs, &self.directory)
     }
 }

@@ -38,6 +38,12 @@ pub enum Op {
     Close(Name),
     /// The daemon is killed and started again; the machine lives on.
     Kill,
+    /// Reads all of it, and compares.
+    Read(Name),
+    /// Cuts a volume to nothing and clones into it, as `cp` over an existing file does.
+    CloneOver(Name, Name),
+    /// Holds a point in time and reads it, as an export does.
+    Export(Name),
 }
 
 use Op::*;
@@ -74,7 +80,10 @@ pub const ALL: [Op; 27] = [
 ];
 
 /// More, for long random sequences.
-pub const MORE: [Op; 20] = [
+pub const MORE: [Op; 23] = [
+    CloneOver(0, 1),
+    CloneOver(1, 0),
+    CloneOver(1, 2),
     Write(2),
     Write(3),
     Fsync(2),

@@ -22,7 +22,8 @@ pub struct Thorough {
     pub drain: bool,
 }
 
-fn clean(fs: &Arc<SimFs>) -> Outcome<Report> {
+/// What check says of a disk on which nothing is wrong.
+pub fn clean(fs: &Arc<SimFs>) -> Outcome<Report> {
     let fs: Arc<dyn Fs> = fs.clone();
     let report = check(&fs).map_err(|e| format!("check fails: {e}"))?;
     match report.problems.first() {

@@ -30,6 +30,16 @@ pub struct World {
     /// A sync of a file makes its name durable.
     sync_names: bool,
     serial: u64,
+    /// A start that was tried, for those who make calls fail.
+    pub opened: Option<(Arc<Pool>, Arc<dyn Names>)>,
+}
+
+/// Begins the message of an operation that gave wrong bytes and said that they are right.
+pub const WRONG: &str = "WRONG BYTES";
+
+fn difference(got: &[u8], expect: &[u8]) -> String {
+    let at = got.iter().zip(expect).position(|(a, b)| a != b);
+    format!("{} bytes of {}, which differ at {at:?}", got.len(), expect.len())
 }
 
 pub fn text<E: std::fmt::Display>(error: E) -> String {
@@ -126,7 +136,7 @@ impl World {
         model.synced(number, true);
         model.synced_names();
         model.acknowledged();
-        Ok(World { fs, pool, names, model, open: BTreeMap::new(), sync_names, serial: 1 })
+        Ok(World { fs, pool, names, model, open: BTreeMap::new(), sync_names, serial: 1, opened: None })
     }
 
     /// The volume of a name, open for writing; it stays open, as a VM's disk does.
@@ -162,10 +172,11 @@ impl World {
         let possible = match op {
             Op::Clone(from, to) | Op::CloneDurably(from, to) | Op::CopyRange(from, to) => has(from) && !has(to),
             Op::Rename(from, to) => has(from) && from != to,
+            Op::CloneOver(from, to) => has(from) && has(to),
             Op::AdoptFrozen | Op::Keep | Op::SyncDir | Op::Checkpoint | Op::Kill => true,
             Op::Close(name) => self.open.contains_key(&name),
             Op::Write(n) | Op::Append(n) | Op::Fsync(n) | Op::Fill(n) | Op::Adopt(n) | Op::Finish(n) => has(n),
-            Op::Punch(n) | Op::Shrink(n) | Op::Grow(n) | Op::Unlink(n) => has(n),
+            Op::Punch(n) | Op::Shrink(n) | Op::Grow(n) | Op::Unlink(n) | Op::Read(n) | Op::Export(n) => has(n),
         };
         if possible {
             self.perform(op)?;
@@ -188,6 +199,7 @@ impl World {
             }
             Op::Clone(from, to) => self.clone(from, to, false),
             Op::CloneDurably(from, to) => self.clone(from, to, true),
+            Op::CloneOver(from, to) => self.clone_over(from, to),
             Op::Fill(name) => fill(&pool, &self.open(name, false)?, 16 << 10).map(drop).map_err(text),
             Op::Adopt(name) => pool.adopt_parent(&self.open(name, false)?, &|| false).map(drop).map_err(text),
             Op::AdoptFrozen => adopt_frozen(&pool),
@@ -235,7 +247,23 @@ impl World {
             }
             Op::Kill => self.kill(),
             Op::Checkpoint => pool.store().checkpoint().map_err(text),
+            Op::Read(name) => {
+                let got = contents(&*self.open(name, false)?)?;
+                self.expect(name, &got, "read")
+            }
+            Op::Export(name) => {
+                let pinned = pool.pin(&self.open(name, false)?).map_err(text)?;
+                let mut got = vec![0xaa; pinned.size() as usize];
+                pinned.read(0, &mut got).map_err(text)?;
+                self.expect(name, &got, "export")
+            }
         }
+    }
+
+    /// The bytes that an operation gave must be the volume's, whatever else went wrong.
+    fn expect(&self, name: Name, got: &[u8], what: &str) -> Outcome {
+        let now = self.model.now(name).expect("it is there");
+        if got == &now[..] { Ok(()) } else { Err(format!("{WRONG}: {what} of v{name}: {}", difference(got, now))) }
     }
 
     /// Notes that the operation returned.
@@ -259,21 +287,31 @@ impl World {
         for name in self.model.present() {
             let volume = self.open(name, false)?;
             let got = contents(&volume).map_err(|e| format!("v{name}: {e}"))?;
-            if Some(&got) != self.model.now(name) {
-                let expect = self.model.now(name).expect("it is there");
-                let at = got.iter().zip(expect).position(|(a, b)| a != b);
-                return Err(format!("v{name} ({} of {} bytes) differs at {at:?}", got.len(), expect.len()));
+            let expect = self.model.now(name).expect("it is there");
+            if &got != expect {
+                return Err(format!("v{name}: {}", difference(&got, expect)));
             }
         }
         Ok(())
     }
 
+    /// Closes every handle.
+    pub fn close_all(&mut self) {
+        let names: Vec<Name> = self.open.keys().copied().collect();
+        names.into_iter().for_each(|name| self.close(name));
+    }
+
     /// What was not synced may be lost; what is there afterwards is what users see from then on.
     fn kill(&mut self) -> Outcome {
+        self.restart(true)
+    }
+
+    /// Starts again on what there is, after the daemon's death or, unless `killed`, a crash of the machine.
+    pub fn restart(&mut self, killed: bool) -> Outcome {
         self.open.clear();
         (self.pool, self.names) = serve(&self.fs)?;
         let found = look(&self.pool)?;
-        self.model.explains(&found, true)?;
+        self.model.explains(&found, killed)?;
         for (name, bytes) in found {
             if let Some(number) = self.model.get(name) {
                 self.model.volumes[number].push(bytes);
@@ -313,9 +351,22 @@ impl World {
         self.pool.clone_volume(&source, &target, &options).map_err(text)
     }
 
+    fn clone_over(&mut self, from: Name, to: Name) -> Outcome {
+        let (source, target) = (self.open(from, false)?, self.volume(to)?);
+        self.edit(to, Vec::clear);
+        target.set_size(0).map_err(text)?;
+        for version in self.model.volumes[self.model.get(from).expect("it is there")].versions.clone() {
+            self.edit(to, |bytes| *bytes = version);
+        }
+        self.pool.clone_volume(&source, &target, &CloneOptions::default()).map_err(text)
+    }
+
     fn rename(&mut self, from: Name, to: Name) -> Outcome {
         let pool = self.pool.clone();
-        let there = pool.fs().stat(&file_name(to)).ok().map(|s| s.key);
+        let there = match pool.fs().stat(&file_name(to)) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => None,
+            other => Some(other.map_err(text)?.key),
+        };
         self.model.rename(from, to);
         pool.fs().rename(&file_name(from), &file_name(to), Rename::Replace).map_err(text)?;
         if let Some(key) = there {

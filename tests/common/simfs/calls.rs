@@ -325,7 +325,9 @@ impl SimFile {
                 Ok(())
             }
             Err((mut state, fault)) => {
-                state.sync_failed(self.ino);
+                if !fault.dead {
+                    state.sync_failed(self.ino);
+                }
                 Err(errno(fault.errno))
             }
         }
@@ -356,7 +358,9 @@ impl File for SimFile {
             Ok(mut state) => state.write(self.ino, data, offset),
             Err((mut state, fault)) => {
                 if fault.short {
-                    state.write(self.ino, &data[..data.len() / 2], offset)?;
+                    // Up to the middle, and in whole sectors.
+                    let end = (offset + data.len() as u64 / 2) & !511;
+                    state.write(self.ino, &data[..end.saturating_sub(offset) as usize], offset)?;
                 }
                 Err(errno(fault.errno))
             }

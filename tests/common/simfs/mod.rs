@@ -48,6 +48,8 @@ pub struct Fault {
     pub errno: i32,
     /// A write writes half of its bytes first.
     pub short: bool,
+    /// The daemon is dead from there on: a sync that fails has not been tried.
+    pub dead: bool,
 }
 
 /// Ways in which this filesystem lies or differs, for tests of the tests.

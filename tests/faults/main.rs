@@ -1,0 +1,41 @@
+//! Every call to the disk that can fail does, once for each kind of failure and each operation; what follows must be an
+//! error or the truth, and nothing that was promised may be lost.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod after;
+mod modes;
+mod run;
+mod scenarios;
+
+use modes::Mode;
+
+/// Runs every operation with this failure at each of its calls.
+fn every_call(modes: &[Mode]) {
+    let tally = run::all(modes);
+    println!("{tally}");
+    tally.violations.iter().take(run::shown()).for_each(|violation| println!("{violation}\n"));
+    assert!(tally.violations.is_empty(), "{} wrong outcomes", tally.violations.len());
+    assert!(tally.failed > 1000, "only {} calls failed", tally.failed);
+}
+
+#[test]
+fn an_input_output_error_at_any_call() {
+    every_call(&[Mode::Once(libc::EIO), Mode::Lasting(libc::EIO)]);
+}
+
+#[test]
+fn no_space_or_no_quota_at_any_call() {
+    every_call(&[Mode::Once(libc::ENOSPC), Mode::Once(libc::EDQUOT), Mode::Short(libc::ENOSPC)]);
+}
+
+#[test]
+fn no_memory_at_any_call() {
+    every_call(&[Mode::Once(libc::ENOMEM), Mode::Short(libc::EIO)]);
+}
+
+#[test]
+fn a_killed_daemon_at_any_call() {
+    every_call(&[Mode::Kill]);
+}
