@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::stub::Mark;
 use super::{lock, stub};
 use crate::error::{Context, Error, Kind, Result};
 use crate::io::{FileKind, Fs, Open, Stat};
@@ -202,7 +203,7 @@ impl Check<'_> {
                 Ok(stat) => {
                     self.report.volumes += 1;
                     self.stubs.insert(stat.key);
-                    self.stub(record, &stat, pool);
+                    self.stub(catalogue, record, &stat, pool);
                     if record.doubtful {
                         let remedy = "it gives EIO; compare it with a backup: `clonefs check --repair --accept FILE` takes \
                                       it as it is";
@@ -236,7 +237,7 @@ impl Check<'_> {
         }
     }
 
-    fn stub(&mut self, record: &VolumeRecord, stat: &Stat, pool: Id) {
+    fn stub(&mut self, catalogue: &Catalogue, record: &VolumeRecord, stat: &Stat, pool: Id) {
         let path = stub_path(record.id);
         if stat.kind() != FileKind::File {
             return self.problem(path, "not a regular file", "somebody replaced it; restore it");
@@ -246,6 +247,13 @@ impl Check<'_> {
             Err(e) if e.raw_os_error() == Some(libc::ENODATA) => return self.report.leftovers += 1,
             value => value.unwrap_or_default(),
         };
+        if let Mark::Ours(id) = Mark::parse(&value, Some(pool))
+            && catalogue.volume(id).is_none()
+        {
+            // The same, of a file that was another volume's stub before.
+            self.report.leftovers += 1;
+            return;
+        }
         if value != format!("{pool}/{}", record.id).as_bytes() {
             self.problem(path, "it is not marked as the stub of this volume", "somebody replaced it; restore it");
         }
@@ -311,7 +319,7 @@ impl Check<'_> {
         }
         let orphan = |file: crate::io::FileRef| {
             let mark = stub::mark_of(file.as_ref(), None)?;
-            Ok(mark != stub::Mark::None && stub::holds_text(file.as_ref())?)
+            Ok(mark != Mark::None && stub::holds_text(file.as_ref())?)
         };
         if self.fs.open(path, Open::Read).and_then(orphan).is_ok_and(|orphan| orphan) {
             let remedy = "its volume is lost or in another pool; restore .clonefs, or delete this file";

@@ -118,17 +118,26 @@ impl Pool {
         Ok(true)
     }
 
-    /// A crash can take the mark of a stub and leave its names and its record.
+    /// A crash can take the mark of a stub, or bring back that of a volume that it was before, and leave its names and
+    /// its record.
     fn mark_again(&self, record: &VolumeRecord) -> Result<()> {
         let path = stub_path(record.id);
         let pool = self.env.store.pool_id().filter(|_| self.env.store.damage().is_empty() && !self.options.read_only);
-        let marked = self.env.fs.get_xattr(&path, &stub::XATTR.into());
-        let (Some(pool), Some(libc::ENODATA)) = (pool, marked.err().and_then(|e| e.raw_os_error())) else {
-            return Ok(());
-        };
+        let Some(pool) = pool else { return Ok(()) };
+        match self.env.fs.get_xattr(&path, &stub::XATTR.into()) {
+            Ok(value) if self.is_outdated(&value, pool) => {}
+            Err(e) if e.raw_os_error() == Some(libc::ENODATA) => {}
+            _ => return Ok(()),
+        }
         let file = self.env.fs.open(&path, Open::Write).context("open stub", &path)?;
         stub::mark(file.as_ref(), pool, record.id)?;
         file.sync_all().context("sync stub", path)
+    }
+
+    /// Whether a mark is that of a volume of this pool which is no more.
+    fn is_outdated(&self, value: &[u8], pool: Id) -> bool {
+        let Mark::Ours(id) = Mark::parse(value, Some(pool)) else { return false };
+        self.env.store.catalogue().volume(id).is_none()
     }
 
     /// No link: a clone that a crash took back, or a volume that was just finished. With data of its own that is not
@@ -273,7 +282,9 @@ impl Pool {
             Err(e) => return Err(crate::error::Error::io("open stub", e).at(path)),
         };
         let stat = file.stat().context("look at stub", &path)?;
-        if stat.nlink > 1 {
+        // The link can be left from a volume that this file was the stub of before.
+        let other = self.tables.lock().stubs.get(&stat.key).is_some_and(|known| *known != id);
+        if stat.nlink > 1 && !other {
             let mark = stub::mark_of(file.as_ref(), self.env.store.pool_id()).context("read mark of stub", &path)?;
             let text = || stub::holds_text(file.as_ref()).context("read stub", &path);
             if stat.size > 0 && mark != Mark::None && text()? {

@@ -50,9 +50,16 @@ pub fn mark_of(file: &dyn File, pool: Option<Id>) -> io::Result<Mark> {
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => return Ok(Mark::None),
         Err(e) => return Err(e),
     };
-    let ids = std::str::from_utf8(&value).ok().and_then(|text| text.split_once('/'));
-    let ours = ids.filter(|(of, _)| pool.is_some_and(|pool| of.parse() == Ok(pool)));
-    Ok(ours.and_then(|(_, volume)| volume.parse().ok()).map_or(Mark::Foreign, Mark::Ours))
+    Ok(Mark::parse(&value, pool))
+}
+
+impl Mark {
+    /// What the value of the attribute says.
+    pub fn parse(value: &[u8], pool: Option<Id>) -> Mark {
+        let ids = std::str::from_utf8(value).ok().and_then(|text| text.split_once('/'));
+        let ours = ids.filter(|(of, _)| pool.is_some_and(|pool| of.parse() == Ok(pool)));
+        ours.and_then(|(_, volume)| volume.parse().ok()).map_or(Mark::Foreign, Mark::Ours)
+    }
 }
 
 /// Writes the text. Its modification time stays.

@@ -333,17 +333,19 @@ impl Syncing {
     /// the volume, and clones of it, go on meanwhile. With `names_synced`, names need no sync of their own.
     pub fn run(&self, fs: &dyn Fs, store: &Store, names_synced: bool) -> Result<()> {
         let debts = &self.debts;
+        // Cleared only at the end: a second sync must not return before the names of the first are durable.
+        let names = debts.names_dirty.load(Ordering::Acquire);
+        // Before any map: a layer below can be what another volume, whose stub is new too, writes to until its record
+        // is durable. The directory is one for all stubs.
+        if !names_synced {
+            self.sync_names(fs)?;
+        }
         let pending = debts.pending.lock().clone();
         for layer in &pending {
             layer.flush()?;
             // Its file is durable as it was when it was cloned: a later difference is somebody's doing.
             let number = store.commit_with(|catalogue| firm_stamp(catalogue, layer.id))?;
             debts.commit.fetch_max(number, Ordering::AcqRel);
-        }
-        // Cleared only at the end: a second sync must not return before the names of the first are durable.
-        let names = debts.names_dirty.load(Ordering::Acquire);
-        if !names_synced {
-            self.sync_names(fs)?;
         }
         self.top.flush()?;
         sync_entry(fs, &debts.directory)?;
