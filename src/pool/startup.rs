@@ -1,6 +1,7 @@
 //! The start: what a crash left over is removed, and what was changed without clonefs is found.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::path::Path;
 
 use super::Pool;
@@ -25,6 +26,7 @@ impl Pool {
         let sound = self.env.store.damage().is_empty() && !self.options.read_only;
         if sound {
             self.sweep(TMP, |_| false)?;
+            self.drop_old_links()?;
         }
         let gone = self.index_stubs()?;
         if !self.env.store.damage().is_empty() {
@@ -72,6 +74,29 @@ impl Pool {
             let _ = self.cannot_clone.set(format!("the backing filesystem ({}) has no {lacks}", info.type_name()));
         }
         let _ = self.reflink.set(matches!(info.type_name(), "xfs" | "btrfs" | "bcachefs"));
+        Ok(())
+    }
+
+    /// A file that was cloned into twice can have the link of the volume that it was before as well, if a crash brought
+    /// that back. It must be gone before links are counted.
+    fn drop_old_links(&self) -> Result<()> {
+        let entries = self.env.fs.list(Path::new(STUBS)).context("list stubs", STUBS)?;
+        let known = |name: &OsStr| {
+            let id = name.to_str().and_then(|name| name.parse::<Id>().ok());
+            id.is_some_and(|id| self.env.store.catalogue().volume(id).is_some())
+        };
+        let (named, old): (Vec<_>, Vec<_>) = entries.into_iter().partition(|entry| known(&entry.name));
+        if old.is_empty() {
+            return Ok(());
+        }
+        let key = |name: &OsStr| self.env.fs.stat(&Path::new(STUBS).join(name)).map(|stat| stat.key);
+        let stubs: HashSet<FileKey> = named.iter().filter_map(|entry| key(&entry.name).ok()).collect();
+        for entry in old {
+            let path = Path::new(STUBS).join(&entry.name);
+            if stubs.contains(&key(&entry.name).context("look at stub", &path)?) {
+                self.env.fs.unlink(&path).context("remove stub", path)?;
+            }
+        }
         Ok(())
     }
 
@@ -282,7 +307,7 @@ impl Pool {
             Err(e) => return Err(crate::error::Error::io("open stub", e).at(path)),
         };
         let stat = file.stat().context("look at stub", &path)?;
-        // The link can be left from a volume that this file was the stub of before.
+        // The link can be left from a volume that this file was the stub of before it became another's.
         let other = self.tables.lock().stubs.get(&stat.key).is_some_and(|known| *known != id);
         if stat.nlink > 1 && !other {
             let mark = stub::mark_of(file.as_ref(), self.env.store.pool_id()).context("read mark of stub", &path)?;

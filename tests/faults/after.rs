@@ -8,7 +8,6 @@ use crate::common::recover::{Thorough, examine};
 use crate::common::rng::Rng;
 use crate::common::simfs::{Crash, Moment, Options, POWER, SimFs};
 use crate::common::world::{Outcome, WRONG, World, contents, file_name, look, text, volume_at};
-use crate::modes::Mode;
 use crate::scenarios::Work;
 
 /// Ends the message of everything that is refused because something is latched.
@@ -30,7 +29,7 @@ pub fn killed(world: &World, options: Options, rng: &mut Rng) -> Outcome {
 }
 
 /// A call failed, and none does from now on.
-pub fn failed(world: &mut World, work: Work, mode: Mode, result: Outcome, options: Options, rng: &mut Rng) -> Outcome {
+pub fn failed(world: &mut World, work: Work, result: Outcome, options: Options, rng: &mut Rng) -> Outcome {
     match (work, result) {
         (_, Err(why)) if why.starts_with(WRONG) => return Err(why),
         (Work::Mount | Work::Recover, result) => mounted(world, result)?,
@@ -55,9 +54,7 @@ pub fn failed(world: &mut World, work: Work, mode: Mode, result: Outcome, option
     let kind = POWER[rng.below(7) as usize];
     crash(world, kind, options, rng, false).map_err(|why| format!("a crash right after it: {why}"))?;
     goes_on(world, options, rng)?;
-    // A mark that could not be taken off again may stay: it says nothing without the text of a stub.
-    let drain = !matches!(mode, Mode::Lasting(_)) && rng.once_in(4);
-    end(world, options, rng, drain)
+    end(world, options, rng)
 }
 
 /// Everything in the model is durable.
@@ -156,7 +153,7 @@ fn refused(world: &mut World, name: Name, why: &str) -> Outcome {
 }
 
 /// The end, and what is there afterwards.
-fn end(world: &mut World, options: Options, rng: &mut Rng, drain: bool) -> Outcome {
+fn end(world: &mut World, options: Options, rng: &mut Rng) -> Outcome {
     // Volumes are still open: what nobody holds is, as any file, the kernel's to write.
     let ended = world.pool.shutdown();
     world.close_all();
@@ -166,5 +163,6 @@ fn end(world: &mut World, options: Options, rng: &mut Rng, drain: bool) -> Outco
         Err(why) => return Err(format!("unmounting afterwards fails: {why}")),
     }
     crash(world, Crash::LoseAll, options, rng, false).map_err(|why| format!("after the end: {why}"))?;
+    let drain = rng.once_in(4);
     crash(world, Crash::Kill, options, rng, drain).map_err(|why| format!("after the end: {why}"))
 }

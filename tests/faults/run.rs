@@ -121,7 +121,7 @@ fn one(scenario: &Scenario, mode: Mode, at: u64, options: Options, called: &mut 
         return after::killed(&world, options, &mut rng).map(|()| true);
     }
     world.fs.set_fault(None);
-    after::failed(&mut world, scenario.2, mode, result, options, &mut rng)?;
+    after::failed(&mut world, scenario.2, result, options, &mut rng)?;
     Ok(true)
 }
 

@@ -359,10 +359,18 @@ impl State {
     }
 }
 
-/// An entry of a directory cannot reach the disk without the older changes of the same entry.
+/// An entry of a directory cannot reach the disk without the older changes of the same entry, nor a size that was set
+/// without the sizes set before: filesystems keep a log of both.
 pub fn choose_older(pending: &[Pending], chosen: &mut [bool]) {
     let mut needed: Vec<(u64, &OsStr)> = Vec::new();
+    let mut sized: Vec<u64> = Vec::new();
     for (number, pending) in pending.iter().enumerate().rev() {
+        if let Change::SetLen { ino, .. } = &pending.change {
+            chosen[number] |= sized.contains(ino);
+            if chosen[number] {
+                sized.push(*ino);
+            }
+        }
         let Change::Names(entries) = &pending.change else { continue };
         chosen[number] |= entries.iter().any(|e| needed.contains(&(e.dir, &e.name)));
         if chosen[number] {
