@@ -101,6 +101,11 @@ impl Error {
         self.source.as_ref()?.downcast_ref::<io::Error>()?.raw_os_error()
     }
 
+    /// Whether it is for want of room on the disk, or of quota.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self.os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+    }
+
     /// The errno that the caller of a system call on the mount gets.
     pub fn errno(&self) -> i32 {
         match self.kind {

@@ -211,7 +211,10 @@ impl Log {
 
     /// Goes on after the valid part of a scanned log. A torn end is cut off and the cut made durable first (R4).
     pub fn resume(file: FileRef, salt: u64, scan: &Scan) -> io::Result<Log> {
-        file.set_len(scan.valid)?;
+        // Setting the size that it has would give back what is reserved behind it.
+        if scan.torn || file.stat()?.size != scan.valid {
+            file.set_len(scan.valid)?;
+        }
         if scan.torn {
             file.sync_data()?;
         }

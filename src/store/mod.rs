@@ -290,11 +290,18 @@ impl Store {
     }
 
     /// Writes the catalogue out and begins a new journal; everything committed is durable then. Does nothing while
-    /// records are damaged, so that nothing is lost that a repair could use.
+    /// records are damaged, so that nothing is lost that a repair could use. On a full disk the old journal goes on.
     pub fn checkpoint(&self) -> Result<()> {
         if !self.damage.is_empty() || self.read_only {
             return Ok(());
         }
+        match self.replace_journal() {
+            Err(error) if error.is_no_space() && self.check_latch().is_ok() => self.sync(self.committed()),
+            other => other,
+        }
+    }
+
+    fn replace_journal(&self) -> Result<()> {
         let _one = self.syncing.lock();
         self.writable()?;
         let mut inner = self.inner.write();

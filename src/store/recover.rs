@@ -189,9 +189,35 @@ fn recover(
             inner.journal = Some(Log::resume(file, inner.generation, &scan).context("open journal", JOURNAL)?);
         }
         // Nothing is damaged: begin afresh. What the journal held is then durable, whatever it was before.
-        _ => write_checkpoint(fs, &mut inner)?,
+        scan => {
+            let generation = inner.generation;
+            match write_checkpoint(fs, &mut inner) {
+                // A full disk stops no start, or nothing could be deleted from it.
+                Err(error) if error.is_no_space() && inner.generation == generation => {
+                    go_on(fs, &mut inner, scan).context("open journal", JOURNAL)?;
+                }
+                other => other?,
+            }
+        }
     }
     Ok(inner)
+}
+
+/// Goes on with the journal that there is, or makes an empty one of a stale one, in place.
+fn go_on(fs: &dyn Fs, inner: &mut Inner, scan: Option<Scan>) -> std::io::Result<()> {
+    let file = fs.open(Path::new(JOURNAL), Open::Write)?;
+    let journal = match scan {
+        Some(scan) if scan.valid > 0 => Log::resume(file, inner.generation, &scan)?,
+        _ => {
+            // The catalogue holds all of it, and must do so durably before it goes.
+            fs.sync_dir(Path::new(DIR))?;
+            file.set_len(0)?;
+            Log::create(file, JOURNAL_MAGIC, inner.generation, JOURNAL_RESERVE)?
+        }
+    };
+    journal.file().sync_data()?;
+    inner.journal = Some(journal);
+    Ok(())
 }
 
 /// Writes a checkpoint of the next generation and begins its journal.

@@ -66,7 +66,7 @@ pub fn all_durable(world: &mut World) {
 }
 
 /// What is there after an operation that failed is what was there before, or what it would have made.
-fn settle(world: &mut World) -> Outcome {
+pub fn settle(world: &mut World) -> Outcome {
     let found = match look(&world.pool) {
         Ok(found) => found,
         // What could not be read when it was opened stays so until it is closed.
@@ -108,7 +108,7 @@ fn again(world: &mut World, killed: bool) -> Outcome {
 }
 
 /// Volumes can be written and synced, or say that they cannot, and then for good.
-fn goes_on(world: &mut World, options: Options, rng: &mut Rng) -> Outcome {
+pub fn goes_on(world: &mut World, options: Options, rng: &mut Rng) -> Outcome {
     let names = world.model.present();
     let mut latched = Vec::new();
     for op in names.iter().flat_map(|n| [Op::Write(*n), Op::Fsync(*n)]) {
@@ -153,7 +153,7 @@ fn refused(world: &mut World, name: Name, why: &str) -> Outcome {
 }
 
 /// The end, and what is there afterwards.
-fn end(world: &mut World, options: Options, rng: &mut Rng) -> Outcome {
+pub fn end(world: &mut World, options: Options, rng: &mut Rng) -> Outcome {
     // Volumes are still open: what nobody holds is, as any file, the kernel's to write.
     let ended = world.pool.shutdown();
     world.close_all();

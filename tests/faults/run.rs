@@ -39,7 +39,7 @@ fn seed() -> u64 {
 }
 
 /// Only scenarios whose name contains this are run.
-fn wanted(name: &str) -> bool {
+pub fn wanted(name: &str) -> bool {
     std::env::var("CLONEFS_FAULTS_ONLY").map_or(true, |only| name.contains(&only))
 }
 
@@ -126,7 +126,7 @@ fn one(scenario: &Scenario, mode: Mode, at: u64, options: Options, called: &mut 
 }
 
 /// Does the work. A pool that opened is looked at, and given up again.
-fn perform(world: &mut World, work: Work) -> Outcome {
+pub fn perform(world: &mut World, work: Work) -> Outcome {
     match work {
         Work::Do(op) => world.apply(op).map(drop),
         Work::Mount | Work::Recover => {
