@@ -7,4 +7,6 @@ mod clone;
 mod guest;
 mod host;
 mod live;
+mod pool;
 mod refused;
+mod run;
