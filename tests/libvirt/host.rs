@@ -44,6 +44,11 @@ impl Host {
 
     /// Starts it.
     pub fn without_pool() -> Host {
+        Host::with_environment(&[])
+    }
+
+    /// Starts it with these variables for its script.
+    pub fn with_environment(variables: &[(&str, &Path)]) -> Host {
         let dir = tempfile::Builder::new().prefix("libvirt-").tempdir().expect("a directory");
         // The user that machines run as has to get through.
         std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("mode");
@@ -53,6 +58,7 @@ impl Host {
         let mut command = Command::new("unshare");
         command.args(["-m", "-n", "-p", "-f", "--kill-child", "--mount-proc", "--propagation", "private"]);
         command.arg(script).arg(dir.path().join("state")).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.envs(variables.iter().copied());
         let mut unshare = command.spawn().expect("unshare");
         let mut lines = BufReader::new(unshare.stdout.take().expect("stdout")).lines();
         let said: Vec<String> = lines.by_ref().map_while(Result::ok).take_while(|line| line != "ready").collect();

@@ -8,5 +8,6 @@ mod guest;
 mod host;
 mod live;
 mod pool;
+mod reflink;
 mod refused;
 mod run;
