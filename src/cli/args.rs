@@ -6,7 +6,7 @@ use std::str::FromStr;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
-use super::args_vm::{DomainCommand, PoolCommand};
+use super::args_vm::{DoctorArgs, DomainCommand, PoolCommand};
 use super::examples;
 use crate::transfer::{Compression, ExportFormat, ImportFormat};
 use crate::units::{MAX_VOLUME, format_size, parse_size};
@@ -58,6 +58,8 @@ pub enum Command {
     /// Make libvirt storage pools
     #[command(subcommand, after_help = examples::POOL)]
     Pool(PoolCommand),
+    /// Look for what keeps virtual machines from running on a pool, and say how to mend it
+    Doctor(DoctorArgs),
     /// Print the completion script for a shell
     #[command(after_help = examples::COMPLETIONS)]
     Completions {

@@ -101,6 +101,23 @@ pub struct PoolDefineArgs {
     pub connect: Option<String>,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = examples::DOCTOR)]
+pub struct DoctorArgs {
+    /// A directory, or the name of a domain; this host alone when left out
+    #[arg(value_name = "POOL|DOMAIN", value_hint = ValueHint::DirPath)]
+    pub patient: Option<String>,
+    /// Print only what is not well
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// URI of libvirt [default: that of virsh]
+    #[arg(short = 'c', long, value_name = "URI")]
+    pub connect: Option<String>,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum ModeArg {
     /// Usable at once; made independent in the background, as the pool does it

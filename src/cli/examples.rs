@@ -162,3 +162,11 @@ Examples:
 pub const POOL: &str = "\
 Examples:
   clonefs pool define vms /srv/vms                 see clonefs pool define --help";
+
+pub const DOCTOR: &str = "\
+Examples:
+  clonefs doctor                                   this host
+  clonefs doctor /srv/vms                          and the pool that is mounted there
+  clonefs doctor web1                              and the disks of this domain, with their pools
+
+Nothing is changed. Exit codes: 0 nothing keeps machines from running, 1 something does.";

@@ -6,6 +6,7 @@ mod args_vm;
 mod check;
 mod clone;
 mod deepen;
+mod doctor;
 mod domain;
 mod examples;
 mod failure;
@@ -67,6 +68,7 @@ fn run(command: Command) -> Outcome {
         Command::Scrub(args) => scrub::scrub(args),
         Command::Domain(command) => domain::domain(command),
         Command::Pool(command) => domain::pool(command),
+        Command::Doctor(args) => doctor::doctor(args),
         Command::Completions { shell } => shell::completions(shell),
         Command::Man { dir } => shell::man(&dir),
     }

@@ -1,4 +1,4 @@
-//! Virtual machines of libvirt: clones of whole domains, and libvirt pools on a mount.
+//! Virtual machines of libvirt: clones of whole domains, libvirt pools on a mount, and what a host lacks for both.
 //!
 //! All of it works from outside: on libvirt through its own command (see [`virsh`]), on pools through the mount as any
 //! program can (see [`crate::client`]). docs/domain.md says for each item of a domain whether a clone keeps it, and why.
@@ -6,6 +6,7 @@
 mod clone;
 mod customize;
 mod disks;
+pub mod doctor;
 mod firmware;
 mod freeze;
 mod identity;

@@ -2,8 +2,8 @@
 //!
 //! Not through its library: clonefs builds and installs where there are no libvirt headers, a crash or a hanging
 //! connection is another process's, and whatever a user can do by hand works the same here, with the same rights, also
-//! for a remote-looking URI that `virsh` understands. The price is a few milliseconds a call; where that matters
-//! ([`super::freeze`]) one `virsh` stays connected.
+//! with any URI that `virsh` understands. The price is a few milliseconds a call; where that matters
+//! (while a machine is suspended) one `virsh` stays connected.
 
 use std::io::Read;
 use std::os::unix::process::CommandExt;

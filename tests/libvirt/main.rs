@@ -4,6 +4,7 @@
 mod support;
 
 mod clone;
+mod doctor;
 mod guest;
 mod host;
 mod live;

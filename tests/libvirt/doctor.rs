@@ -1,0 +1,110 @@
+//! `clonefs doctor` on a host with a real libvirt: what is well, and what is not, with the line that mends it.
+
+use crate::guest::{disk, disk_with, domain};
+use crate::host::{self, Host};
+
+/// What was found: check, level, found, remedy.
+fn examine(host: &Host, patient: &str, code: i32) -> Vec<[String; 4]> {
+    let done = host.clonefs(["doctor", "--json", patient]).code(code);
+    let findings: Vec<serde_json::Value> = serde_json::from_str(&done.stdout).expect("JSON");
+    let text = |finding: &serde_json::Value, field: &str| finding[field].as_str().unwrap_or_default().to_owned();
+    findings.iter().map(|f| ["check", "level", "found", "remedy"].map(|field| text(f, field))).collect()
+}
+
+#[track_caller]
+fn assert_found(findings: &[[String; 4]], check: &str, level: &str, hint: &str) {
+    let found = findings.iter().any(|f| f[0] == check && f[1] == level && (f[2].contains(hint) || f[3].contains(hint)));
+    assert!(found, "no {level} {check} with {hint} in {findings:#?}");
+}
+
+#[test]
+fn a_pool_that_is_well_is_said_to_be_well() {
+    if !host::ready() {
+        return;
+    }
+    let host = Host::start();
+    host.write(&host.pool("a.img"), &[1; 8192]);
+    host.clonefs_ok(&format!("pool define vms {}", host.pool("")));
+    host.define(&domain("one", &disk(&host.pool("a.img"), "raw", "vda")));
+    for patient in [host.pool(""), "one".to_owned()] {
+        let findings = examine(&host, &patient, 0);
+        for check in [
+            "/dev/fuse",
+            "mount",
+            "allow_other",
+            "way to the files",
+            "clones",
+            "O_DIRECT and locks",
+            "libvirt",
+            "libvirt pool",
+        ] {
+            assert_found(&findings, check, "ok", "");
+        }
+    }
+    let findings = examine(&host, "one", 0);
+    for check in ["disk", "cache", "discard"] {
+        assert_found(&findings, check, "ok", "vda");
+    }
+    let said = host.clonefs_ok(&format!("doctor --quiet {}", host.pool("")));
+    assert!(!said.contains("ok "), "{said}");
+}
+
+#[test]
+fn what_is_wrong_with_a_pool_is_found_with_its_remedy() {
+    if !host::ready() {
+        return;
+    }
+    let host = Host::without_pool();
+    let pool = host.pool("");
+    assert_found(&examine(&host, &pool, 1), "mount", "problem", &format!("clonefs mount {pool} -o allow_other"));
+    host.mount("allow_root,deepen=manual");
+    assert_found(&examine(&host, &pool, 1), "allow_other", "problem", "-o allow_other");
+    assert_found(&examine(&host, &pool, 1), "libvirt pool", "advice", "clonefs pool define");
+    host.clonefs_ok(&format!("unmount {pool}"));
+    host.mount("allow_other,deepen=manual");
+    host.clonefs_ok(&format!("pool define vms {pool}"));
+    host.write(&host.pool("new.img"), b"x");
+    assert_found(&examine(&host, &pool, 0), "libvirt pool", "advice", "virsh pool-refresh vms");
+    let inner = host.pool("inner");
+    host.shell(&format!("mkdir -m 700 {inner}"));
+    assert_found(
+        &examine(&host, &inner, 1),
+        "way to the files",
+        "problem",
+        &format!("setfacl -m u:libvirt-qemu:x {inner}"),
+    );
+    let said = host.refused("doctor /no/such/place");
+    assert!(said.contains("No such file"), "{said}");
+    let said = host.refused("doctor nosuchdomain");
+    assert!(said.contains("list --all"), "{said}");
+}
+
+#[test]
+fn what_is_wrong_with_the_disks_of_a_domain_is_found() {
+    if !host::ready() {
+        return;
+    }
+    let host = Host::start();
+    host.write(&host.pool("base.img"), &[1; 1 << 20]);
+    host.clonefs_ok(&format!("clone {} {}", host.pool("base.img"), host.pool("clone.img")));
+    host.shell(&format!("qemu-img create -q -f qcow2 {} 1M", host.pool("c.qcow2")));
+    host.write(&host.outside("out.img"), b"x");
+    let devices = [
+        disk_with(&host.pool("clone.img"), "type='raw' cache='unsafe'", "vda"),
+        disk_with(&host.pool("c.qcow2"), "type='raw' cache='none' discard='unmap'", "vdb"),
+        disk(&host.outside("out.img"), "raw", "vdc"),
+        disk(&host.outside("none.img"), "raw", "vdd"),
+        disk_with(&host.pool("base.img"), "type='raw'", "vde"),
+    ];
+    host.define(&domain("one", &devices.concat()));
+    let findings = examine(&host, "one", 1);
+    assert_found(&findings, "cache", "advice", "vda ignores what the guest syncs");
+    assert_found(&findings, "discard", "advice", "discard='unmap' in the <driver> of vda");
+    assert_found(&findings, "format", "advice", "vdb is raw for libvirt");
+    assert_found(&findings, "disk", "advice", "vdc");
+    assert_found(&findings, "disk", "problem", "vdd");
+    assert_found(&findings, "cache", "advice", "vde is cached twice");
+    // Without its mount the clone is a stub, from which nobody should boot.
+    host.clonefs_ok(&format!("unmount {}", host.pool("")));
+    assert_found(&examine(&host, "one", 1), "disk", "problem", "stub");
+}
