@@ -65,7 +65,8 @@ const IOC_TYPE: u32 = 0xCF;
 /// `_IOR(0xCF, 1, u8[16])` on a source open for reading: a token, see [`CloneRequest::token`].
 pub const IOC_TOKEN: u32 = ioc(2, 1, 16);
 /// `_IOW(0xCF, 2, struct { u8 token[16]; u64 size; u64 flags; })` on an empty file open for writing: makes it a clone.
-/// `size` 0 is the source's size. Numbers are in the machine's byte order. Flags: [`CLONE_NO_DEEPEN`], [`CLONE_SYNC`].
+/// `size` 0 is the source's size. Numbers are in the machine's byte order. Flags: [`CLONE_NO_DEEPEN`], [`CLONE_SYNC`],
+/// [`CLONE_NO_COPY`].
 pub const IOC_CLONE: u32 = ioc(1, 2, 32);
 /// `_IO(0xCF, 3)` on a file open for reading: from now on this descriptor reads the file as it is at this moment,
 /// whatever is written to it later, until it is closed. Needs no space and leaves nothing behind.
@@ -75,6 +76,9 @@ pub const IOC_PIN: u32 = ioc(0, 3, 0);
 pub const CLONE_NO_DEEPEN: u64 = 1;
 /// Flag of [`IOC_CLONE`]: the clone is durable when the call returns.
 pub const CLONE_SYNC: u64 = 2;
+/// Flag of [`IOC_CLONE`]: fail with EOPNOTSUPP where the bytes would have to be copied, which is so for a plain file of
+/// several names.
+pub const CLONE_NO_COPY: u64 = 4;
 
 /// The `_IOC` macro of the kernel's `asm-generic/ioctl.h`.
 const fn ioc(direction: u32, number: u32, size: u32) -> u32 {

@@ -164,9 +164,10 @@ impl Work<'_> {
     }
 
     fn file(&mut self, source: &Source, target: &Target) -> Result<()> {
-        let copied = !source.in_pool();
-        if copied && self.drafts.iter().all(|(_, made)| made.source != source.path()) {
-            note(&format!("{:?} is outside of the pool: copying it in", source.path()));
+        let why = source.copied_because()?;
+        let copied = why.is_some();
+        if let Some(why) = why.filter(|_| self.drafts.iter().all(|(_, made)| made.source != source.path())) {
+            note(&format!("{:?} {why}: copying it", source.path()));
         }
         let draft = clone_file(source, target, &self.options, &mut copy_meter(source.path()))?;
         let made =
@@ -179,7 +180,7 @@ impl Work<'_> {
         let tree = clone_tree(source, target, &self.options, &mut copy_meter(source))?;
         if tree.copied > 0 {
             note(&format!(
-                "{} of {} files of {source:?} are outside of the pool: copied in",
+                "{} of {} files of {source:?} are copied: they are outside of the pool, or have several names",
                 tree.copied,
                 tree.files.len()
             ));
@@ -271,7 +272,7 @@ fn wait(made: &[Made]) -> Outcome {
 struct Row {
     source: String,
     path: String,
-    /// `false` for a copy of a source outside of the pool.
+    /// `false` for a copy, of a source outside of the pool or of several names.
     shared: bool,
     /// Regular files, more than one only for a tree.
     files: usize,

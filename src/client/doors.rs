@@ -22,6 +22,12 @@ pub fn info(path: &Path) -> Result<Option<VolumeInfo>> {
     }
 }
 
+/// The same for an open file.
+pub fn info_of(file: impl AsFd, path: &Path) -> Result<VolumeInfo> {
+    let json = xattr::fget(file, OsStr::new(door::INFO)).map_err(|e| failed("read the state of", path, e))?;
+    decode("read the state of", path, &json)
+}
+
 /// State of the pool that the directory `path` lies in. `None` if it does not lie on a clonefs mount.
 pub fn status(path: &Path) -> Result<Option<PoolStatus>> {
     match xattr::get(path, door::STATUS) {

@@ -81,6 +81,16 @@ impl Source {
         self.in_pool
     }
 
+    /// Why a clone of it is a copy in fact, if so.
+    pub fn copied_because(&self) -> Result<Option<&'static str>> {
+        if !self.in_pool {
+            return Ok(Some("is outside of the pool"));
+        }
+        // Several names cannot be exchanged in one step for what the first write to a shared file takes.
+        let copied = self.stat.st_nlink > 1 && doors::info_of(&self.fd, &self.path)?.id.is_none();
+        Ok(copied.then_some("has several names"))
+    }
+
     /// What a clone inherits.
     pub(super) fn attributes(&self) -> &Attributes {
         &self.attributes

@@ -122,7 +122,7 @@ impl Walk<'_> {
         let file = rustix::fs::openat(item.to_dir, item.name, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|e| self.cannot_make(&item.below, e))?;
         fill(&source, self.target, &file, &self.options, self.progress)?;
-        self.copied += usize::from(!source.in_pool());
+        self.copied += usize::from(source.copied_because()?.is_some());
         self.files.push(item.below);
         Ok(())
     }

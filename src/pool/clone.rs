@@ -99,6 +99,9 @@ impl Pool {
         }
         let empty = self.check_target(target, &target_gate)?;
         let Some(moment) = self.moment(source, &mut source_gate)? else {
+            if options.no_copy {
+                return Err(Error::new(Kind::Unsupported, "clone").at(source.path()).because("it has several names"));
+            }
             copy_whole(source, &source_gate, empty, options.size)?;
             drop((source_gate, target_gate));
             return if options.sync { target.sync(false) } else { Ok(()) };

@@ -73,6 +73,8 @@ pub struct CloneOptions {
     pub no_deepen: bool,
     /// It is durable when the call returns.
     pub sync: bool,
+    /// Fail where the bytes would have to be copied.
+    pub no_copy: bool,
     /// Blocks of the source that the clone shows; the rest is zeros, and `size` may then be anything. `None`: all.
     pub visible: Option<u64>,
 }

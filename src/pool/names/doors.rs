@@ -110,8 +110,8 @@ impl NameTree {
     fn clone_by_request(&self, target: u64, value: &[u8], caller: &Caller) -> Result<()> {
         let request: CloneRequest = serde_json::from_slice(value).map_err(|e| bad_request("clone", e))?;
         let source = self.pool.redeem(&request.token)?;
-        let options =
-            CloneOptions { size: request.size, no_deepen: request.no_deepen, sync: request.sync, visible: None };
+        let CloneRequest { size, no_deepen, sync, .. } = request;
+        let options = CloneOptions { size, no_deepen, sync, ..CloneOptions::default() };
         self.clone_into(&source, target, &options, caller)
     }
 
@@ -222,7 +222,7 @@ impl NameTree {
         else {
             return Err(bad_request("clone", "the argument is shorter than 32 bytes"));
         };
-        if flags & !(door::CLONE_NO_DEEPEN | door::CLONE_SYNC) != 0 {
+        if flags & !(door::CLONE_NO_DEEPEN | door::CLONE_SYNC | door::CLONE_NO_COPY) != 0 {
             return Err(bad_request("clone", format!("unknown flags {flags:#x}")));
         }
         let token: String = token.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -231,6 +231,7 @@ impl NameTree {
             size: (size != 0).then_some(size),
             no_deepen: flags & door::CLONE_NO_DEEPEN != 0,
             sync: flags & door::CLONE_SYNC != 0,
+            no_copy: flags & door::CLONE_NO_COPY != 0,
             visible: None,
         };
         self.clone_into(&source, handle.node, &options, caller)

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use clonefs::door::{IOC_CLONE, IOC_TOKEN};
+use clonefs::door::{CLONE_NO_COPY, IOC_CLONE, IOC_TOKEN};
 
 use crate::stat::Stat;
 
@@ -50,7 +50,7 @@ fn ask_daemon(from: &File, to: &File) -> Option<io::Result<()>> {
         let error = io::Error::last_os_error();
         return if is_no_door(&error) { None } else { Some(Err(error)) };
     }
-    let request = Request { token, size: 0, flags: 0 };
+    let request = Request { token, size: 0, flags: CLONE_NO_COPY };
     // SAFETY: the number says that 32 bytes are read, which is what `request` has; `to` is open.
     let asked = unsafe { libc::ioctl(to.as_raw_fd(), libc::c_ulong::from(IOC_CLONE), &raw const request) };
     if asked == 0 {

@@ -331,3 +331,24 @@ fn many_files_and_trees_of_clones_are_cloned() {
     succeeds(at, "--reflink=always empty new");
     assert_eq!(fs::metadata(at.join("new")).expect("stat").len(), 0);
 }
+
+#[test]
+fn a_plain_file_of_several_names_is_no_clone() {
+    let Some(pool) = Mounted::pool("a_plain_file_of_several_names_is_no_clone") else { return };
+    let at = &pool.path;
+    let bytes = image(MIB, 9);
+    fs::write(at.join("one"), &bytes).expect("write");
+    fs::hard_link(at.join("one"), at.join("two")).expect("link");
+    let result = clonecp(at, "--reflink=always one copy");
+    assert_eq!(result.status, Some(1));
+    assert!(result.stderr.contains("failed to clone") && result.stderr.contains("not supported"), "{}", result.stderr);
+    assert!(!at.join("copy").exists());
+    // What may copy does.
+    succeeds(at, "one copy");
+    same_bytes(&at.join("copy"), &bytes);
+    assert_eq!(ask(&at.join("copy"), door::STATE), "independent");
+    // With one name left it is a clone again.
+    fs::remove_file(at.join("two")).expect("remove");
+    succeeds(at, "--reflink=always one clone");
+    is_fresh_clone(&at.join("clone"));
+}
