@@ -27,7 +27,7 @@ mod walk;
 pub use finish::Finished;
 pub use schedule::Prospect;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -102,6 +102,8 @@ pub trait Names: Send + Sync {
 
 /// How long a token can be used.
 const TOKEN_LIFE: Duration = Duration::from_secs(60);
+/// What a stub takes on disk, in units of 512 bytes.
+const STUB_BLOCKS: u64 = 8;
 /// Tokens kept at most; the oldest go first.
 const TOKEN_LIMIT: usize = 4096;
 
@@ -148,6 +150,8 @@ pub struct Pool {
     findings: Mutex<Findings>,
     tokens: Mutex<HashMap<String, (Arc<Volume>, Instant)>>,
     dead: Mutex<Vec<reap::Dead>>,
+    /// The last new files that were closed with nothing in them: programs open such a file again to fill it.
+    blank: Mutex<VecDeque<Arc<Volume>>>,
     elsewhere: Mutex<HashSet<FileKey>>,
     work: Mutex<Work>,
     stirred: Condvar,
@@ -188,6 +192,7 @@ impl Pool {
             findings: Mutex::default(),
             tokens: Mutex::default(),
             dead: Mutex::default(),
+            blank: Mutex::default(),
             elsewhere: Mutex::default(),
             work: Mutex::default(),
             stirred: Condvar::new(),
@@ -269,7 +274,8 @@ impl Pool {
         }
         let Some(id) = id else { return Ok(stat) };
         stat.nlink = stat.nlink.saturating_sub(1);
-        stat.blocks = 0;
+        // The stub's. Never none: tar takes a file without blocks for one large hole, and looks no further.
+        stat.blocks = STUB_BLOCKS;
         let live = match live {
             Some(volume) => volume,
             None => {
@@ -284,7 +290,7 @@ impl Pool {
         };
         if let State::Overlay(overlay) = &*live.gate().read() {
             stat.size = overlay.top.size();
-            stat.blocks = overlay.top.disk_bytes() / 512;
+            stat.blocks = STUB_BLOCKS.max(overlay.top.disk_bytes() / 512);
         }
         if let Some(mtime) = live.pending_mtime() {
             stat.mtime = mtime;
@@ -408,6 +414,7 @@ impl Pool {
             let _ = thread.join();
         }
         self.tokens.lock().clear();
+        self.forget_blank();
         let flushed = self.flush();
         let reaped = self.reap_dead();
         let written = self.env.store.checkpoint();

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Pool;
 use crate::error::{Context, Result};
@@ -23,6 +24,9 @@ pub(super) enum Dead {
     /// Files of a layer that no record names.
     Files(Id),
 }
+
+/// Most new, empty files that are remembered after they were closed.
+const MOST_BLANK: usize = 16;
 
 impl Pool {
     /// To be called when a name of the file `key` was removed, or another file was renamed over it.
@@ -62,6 +66,15 @@ impl Pool {
                 self.tables.lock().unsettled.insert(volume.serial, volume.clone());
                 return;
             }
+            State::Plain(plain) if plain.pristine.load(Ordering::Acquire) => {
+                // That it holds nothing is known only here, and lets a copy into it be a clone.
+                let mut blank = self.blank.lock();
+                blank.push_back(volume.clone());
+                let oldest = if blank.len() > MOST_BLANK { blank.pop_front() } else { None };
+                drop(blank);
+                drop(oldest);
+                return;
+            }
             _ => return,
         };
         if volume.is_dirty() {
@@ -69,6 +82,12 @@ impl Pool {
             self.tables.lock().unsettled.insert(volume.serial, volume.clone());
         }
         self.bury(id);
+    }
+
+    /// Lets go of new files that nobody has filled.
+    pub(super) fn forget_blank(&self) {
+        let blank = std::mem::take(&mut *self.blank.lock());
+        drop(blank);
     }
 
     /// Removes what is queued. Called by background work and at the end.

@@ -17,6 +17,7 @@ impl Pool {
         if self.options.read_only {
             return Ok(());
         }
+        self.forget_blank();
         let volumes = self.dirty_volumes();
         let many = volumes.len() > MANY;
         if many {

@@ -249,7 +249,7 @@ impl Volume {
     pub fn write(self: &Arc<Self>, offset: u64, data: &[u8]) -> Result<()> {
         self.change(|state| match state {
             State::Plain(plain) => {
-                plain.touch();
+                plain.touch_with(data);
                 plain.file.write_at(data, offset).map_err(|e| Error::io("write", e).at(self.path()))
             }
             State::Overlay(overlay) => {

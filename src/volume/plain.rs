@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 use crate::io::{FileRef, Fs};
 use crate::layer::{Latch, Layer};
 
+/// Longest write that can be such a probe.
+const PROBE: usize = 64 << 10;
+
 /// An ordinary file of the backing filesystem.
 pub struct Plain {
     /// The file, open for writing where that is allowed.
@@ -52,6 +55,15 @@ impl Plain {
     /// Notes that contents are about to change.
     pub fn touch(&self) {
         self.pristine.store(false, Ordering::Release);
+        self.durability.dirty.store(true, Ordering::Release);
+    }
+
+    /// Notes that this is about to be written. A few zeros, with which qemu-img finds out what alignment a new file
+    /// wants, do not make it other than new.
+    pub fn touch_with(&self, data: &[u8]) {
+        if data.len() > PROBE || data.iter().any(|byte| *byte != 0) {
+            self.pristine.store(false, Ordering::Release);
+        }
         self.durability.dirty.store(true, Ordering::Release);
     }
 
