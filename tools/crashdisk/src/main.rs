@@ -1,6 +1,7 @@
 //! Command line of crashdisk: arguments, output, exit codes. 0: nothing found; 1: violations or failure; 2: usage.
 
 mod command;
+mod pool_command;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -99,6 +100,10 @@ enum Action {
         #[command(flatten)]
         choice: Choice,
     },
+    /// Record clonefs at work in a mounted pool, and check that it survives power cuts
+    ///
+    /// With --planted: below FUSE, with one bug after the other planted under it, to see that they are found.
+    Pool(pool_command::Arguments),
 }
 
 #[derive(Args)]
@@ -173,6 +178,10 @@ fn run(action: Action) -> Result<bool> {
         Action::Selftest { fs, choice } => {
             enter()?;
             run_selftest(fs.as_deref(), &choice.replay())
+        }
+        Action::Pool(arguments) => {
+            enter()?;
+            arguments.run()
         }
     }
 }

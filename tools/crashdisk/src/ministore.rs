@@ -11,8 +11,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::files::Aligned;
 use crate::stamp::{SECTOR, stamped};
-use crate::workload::Aligned;
 
 /// Bytes in a block.
 pub const BLOCK: u64 = 4096;

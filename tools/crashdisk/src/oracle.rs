@@ -286,6 +286,11 @@ impl History {
     /// wrong, none is strange, and no volume is there under two names.
     pub fn check_dir(&self, dir: &Path) -> Result<(), String> {
         let found = read_files(dir).map_err(|(name, error)| format!("read {}: {error}", name.display()))?;
+        self.check_files(&found)
+    }
+
+    /// The same of files that were read in another way, by name.
+    pub fn check_files(&self, found: &BTreeMap<String, Vec<u8>>) -> Result<(), String> {
         let mut places: BTreeMap<u32, &str> = BTreeMap::new();
         let mut seen = Vec::new();
         for name in self.names().chain(found.keys().map(String::as_str).filter(|n| !self.names.contains_key(*n))) {

@@ -2,11 +2,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use clonefs::error::{Context, Error, Kind, Result};
 
+use crate::files::{Cloning, Directory, Files};
 use crate::record::Site;
 use crate::stamp::{SECTOR, stamped};
 
@@ -32,7 +32,7 @@ impl Marks {
 
 /// Volumes in one directory, changed and announced by one thread.
 pub struct Workload {
-    dir: PathBuf,
+    files: Box<dyn Files>,
     marks: Marks,
     volumes: Vec<Volume>,
     next: u32,
@@ -50,12 +50,21 @@ pub struct Volume {
     pub sectors: u64,
 }
 
+/// Sectors in bytes.
+fn bytes(sectors: u64) -> u64 {
+    sectors * SECTOR as u64
+}
+
 impl Workload {
     /// A workload on the files of `dir`, whose volumes get numbers from `first` on: one that runs beside it in another
     /// thread needs others.
     pub fn new(site: &Site, dir: &Path, first: u32) -> Result<Workload> {
-        let marks = Marks::new(site)?;
-        Ok(Workload { dir: dir.to_path_buf(), marks, volumes: Vec::new(), next: first, version: 0 })
+        Workload::on(site, Box::new(Directory::new(dir)), first)
+    }
+
+    /// The same on files that are reached in another way.
+    pub fn on(site: &Site, files: Box<dyn Files>, first: u32) -> Result<Workload> {
+        Ok(Workload { files, marks: Marks::new(site)?, volumes: Vec::new(), next: first, version: 0 })
     }
 
     /// Its marks, for more of them.
@@ -63,9 +72,9 @@ impl Workload {
         &self.marks
     }
 
-    /// Path of `name`.
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
+    /// From now on its files are reached through `files`.
+    pub fn move_to(&mut self, files: Box<dyn Files>) {
+        self.files = files;
     }
 
     /// The volumes that exist now, oldest first.
@@ -79,25 +88,18 @@ impl Workload {
         found.ok_or_else(|| Error::new(Kind::NotFound, "find volume").at(name))
     }
 
-    fn open(&self, name: &str, flags: i32) -> Result<File> {
-        let path = self.path(name);
-        OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path).context("open", &path)
-    }
-
     /// Announces a change of `v`, makes it, says that it is done.
-    fn change(&self, v: u32, announcement: &str, change: impl FnOnce() -> Result<()>) -> Result<()> {
+    fn change(&self, v: u32, announcement: &str, change: impl FnOnce(&dyn Files) -> Result<()>) -> Result<()> {
         self.marks.say(announcement)?;
-        change()?;
+        change(&*self.files)?;
         self.marks.say(&format!("done {v}"))
     }
 
     /// Makes an empty file, then gives it its size.
     pub fn create(&mut self, name: &str, sectors: u64) -> Result<()> {
-        let (v, path) = (self.next, self.path(name));
+        let v = self.next;
         self.next += 1;
-        self.change(v, &format!("create {v} {name}"), || {
-            OpenOptions::new().write(true).create_new(true).open(&path).context("create", &path).map(drop)
-        })?;
+        self.change(v, &format!("create {v} {name}"), |files| files.create(name))?;
         self.volumes.push(Volume { number: v, name: name.to_string(), sectors: 0 });
         self.set_size(name, sectors)
     }
@@ -106,10 +108,9 @@ impl Workload {
     pub fn write(&mut self, name: &str, first: u64, count: u64, direct: bool) -> Result<()> {
         self.version += 1;
         let (v, version) = (self.volume(name)?.number, self.version);
-        let file = self.open(name, if direct { libc::O_DIRECT } else { 0 })?;
-        let bytes = Aligned::new(&stamped(v, first, count, version));
-        self.change(v, &format!("write {v} {first} {count} {version}"), || {
-            file.write_all_at(bytes.get(), first * SECTOR as u64).context("write", self.path(name))
+        let data = stamped(v, first, count, version);
+        self.change(v, &format!("write {v} {first} {count} {version}"), |files| {
+            files.write(name, bytes(first), &data, direct)
         })
     }
 
@@ -119,34 +120,22 @@ impl Workload {
         self.version += 1;
         let (volume, version) = (self.volume(name)?, self.version);
         let v = volume.number;
-        let file = self.open(name, 0)?;
-        let bytes = stamped(v, first, count, version);
-        self.change(v, &format!("write {v} {first} {count} {version}"), || {
-            let len = volume.sectors as usize * SECTOR;
-            write_through_mapping(&file, len, first as usize * SECTOR, &bytes).context("map", self.path(name))
+        let data = stamped(v, first, count, version);
+        self.change(v, &format!("write {v} {first} {count} {version}"), |files| {
+            files.write_mapped(name, bytes(volume.sectors), bytes(first), &data)
         })
     }
 
     /// Makes a range read as zeros, by a hole (`FALLOC_FL_PUNCH_HOLE`) or not (`FALLOC_FL_ZERO_RANGE`).
     pub fn zero(&mut self, name: &str, first: u64, count: u64, hole: bool) -> Result<()> {
-        use std::os::fd::AsRawFd;
-        let (v, file) = (self.volume(name)?.number, self.open(name, 0)?);
-        let kind = if hole { libc::FALLOC_FL_PUNCH_HOLE } else { libc::FALLOC_FL_ZERO_RANGE };
-        let (offset, len) = ((first * SECTOR as u64) as i64, (count * SECTOR as u64) as i64);
-        self.change(v, &format!("zero {v} {first} {count}"), || {
-            // SAFETY: the descriptor is open during the call.
-            let done = unsafe { libc::fallocate(file.as_raw_fd(), kind | libc::FALLOC_FL_KEEP_SIZE, offset, len) };
-            let done = if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) };
-            done.context("zero", self.path(name))
-        })
+        let v = self.volume(name)?.number;
+        self.change(v, &format!("zero {v} {first} {count}"), |files| files.zero(name, bytes(first), bytes(count), hole))
     }
 
     /// Cuts or grows a volume.
     pub fn set_size(&mut self, name: &str, sectors: u64) -> Result<()> {
-        let (v, file) = (self.volume(name)?.number, self.open(name, 0)?);
-        self.change(v, &format!("size {v} {sectors}"), || {
-            file.set_len(sectors * SECTOR as u64).context("truncate", self.path(name))
-        })?;
+        let v = self.volume(name)?.number;
+        self.change(v, &format!("size {v} {sectors}"), |files| files.set_size(name, bytes(sectors)))?;
         if let Some(volume) = self.volumes.iter_mut().find(|volume| volume.number == v) {
             volume.sectors = sectors;
         }
@@ -155,7 +144,7 @@ impl Workload {
 
     /// Makes what was done to a volume durable.
     pub fn sync(&mut self, name: &str) -> Result<()> {
-        self.open(name, 0)?.sync_all().context("sync", self.path(name))?;
+        self.files.sync(name)?;
         self.is_durable(name)
     }
 
@@ -164,29 +153,28 @@ impl Workload {
         self.marks.say(&format!("synced {}", self.volume(name)?.number))
     }
 
-    /// Makes `to` a clone of `from`, of the same size or a larger one. `clone` gets both paths. The source may belong to
-    /// another workload, and be in use there.
-    pub fn clone_volume(
-        &mut self,
-        from: &Volume,
-        to: &str,
-        sectors: u64,
-        clone: impl FnOnce(&Path, &Path) -> Result<()>,
-    ) -> Result<()> {
+    /// Makes `to` a clone of `from`, of the same size or a larger one. The source may belong to another workload, and be
+    /// in use there.
+    pub fn clone_volume(&mut self, from: &Volume, to: &str, sectors: u64, how: Cloning) -> Result<()> {
         let (s, d) = (from.number, self.next);
         self.next += 1;
-        let (source, target) = (self.path(&from.name), self.path(to));
-        self.change(d, &format!("clone {s} {d} {to} {sectors}"), || clone(&source, &target))?;
+        let size = (sectors > from.sectors).then_some(bytes(sectors));
+        self.change(d, &format!("clone {s} {d} {to} {sectors}"), |files| {
+            files.clone_file(&from.name, to, Cloning { size, ..how })
+        })?;
         self.volumes.push(Volume { number: d, name: to.to_string(), sectors });
-        Ok(())
+        if how.durable { self.is_durable(to) } else { Ok(()) }
+    }
+
+    /// Has a clone deepened. That changes nothing that anybody could see, so it is not announced.
+    pub fn deepen(&self, name: &str) -> Result<()> {
+        self.files.deepen(name)
     }
 
     /// Renames a volume, over another one where `to` exists.
     pub fn rename(&mut self, from: &str, to: &str) -> Result<()> {
         let v = self.volume(from)?.number;
-        self.change(v, &format!("rename {v} {to}"), || {
-            std::fs::rename(self.path(from), self.path(to)).context("rename", self.path(from))
-        })?;
+        self.change(v, &format!("rename {v} {to}"), |files| files.rename(from, to))?;
         self.volumes.retain(|volume| volume.name != to);
         if let Some(volume) = self.volumes.iter_mut().find(|volume| volume.number == v) {
             volume.name = to.to_string();
@@ -197,9 +185,7 @@ impl Workload {
     /// Unlinks a volume.
     pub fn unlink(&mut self, name: &str) -> Result<()> {
         let v = self.volume(name)?.number;
-        self.change(v, &format!("unlink {v}"), || {
-            std::fs::remove_file(self.path(name)).context("unlink", self.path(name))
-        })?;
+        self.change(v, &format!("unlink {v}"), |files| files.unlink(name))?;
         self.volumes.retain(|volume| volume.number != v);
         Ok(())
     }
@@ -207,48 +193,7 @@ impl Workload {
     /// Makes the names durable.
     pub fn sync_names(&mut self) -> Result<()> {
         self.marks.say("dirsync")?;
-        File::open(&self.dir).and_then(|dir| dir.sync_all()).context("sync directory", &self.dir)?;
+        self.files.sync_names()?;
         self.marks.say("dirsynced")
-    }
-}
-
-/// Maps the first `len` bytes of a file and copies `bytes` to `at`, which lies within them.
-fn write_through_mapping(file: &File, len: usize, at: usize, bytes: &[u8]) -> std::io::Result<()> {
-    use std::os::fd::AsRawFd;
-    assert!(at + bytes.len() <= len);
-    let (rights, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
-    // SAFETY: a new mapping at a place of the kernel's choice.
-    let map = unsafe { libc::mmap(std::ptr::null_mut(), len, rights, flags, file.as_raw_fd(), 0) };
-    if map == libc::MAP_FAILED {
-        return Err(std::io::Error::last_os_error());
-    }
-    // SAFETY: the range lies in the mapping (asserted above), which nothing else in this process refers to. The file is
-    // not cut meanwhile: one thread at a time changes a volume.
-    unsafe {
-        std::ptr::copy_nonoverlapping(bytes.as_ptr(), map.cast::<u8>().add(at), bytes.len());
-        libc::munmap(map, len);
-    }
-    Ok(())
-}
-
-/// Bytes at an address that direct I/O takes.
-pub(crate) struct Aligned {
-    bytes: Vec<u8>,
-    start: usize,
-    len: usize,
-}
-
-impl Aligned {
-    const ALIGNMENT: usize = 4096;
-
-    pub(crate) fn new(data: &[u8]) -> Aligned {
-        let mut bytes = vec![0; data.len() + Aligned::ALIGNMENT];
-        let start = bytes.as_ptr().align_offset(Aligned::ALIGNMENT);
-        bytes[start..start + data.len()].copy_from_slice(data);
-        Aligned { bytes, start, len: data.len() }
-    }
-
-    pub(crate) fn get(&self) -> &[u8] {
-        &self.bytes[self.start..self.start + self.len]
     }
 }

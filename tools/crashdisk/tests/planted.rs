@@ -1,8 +1,7 @@
 //! The machine sees planted bugs on real filesystems, and nothing where there is none.
 
-use std::path::Path;
-
 use clonefs::error::{Context, Error, Kind};
+use crashdisk::files::Cloning;
 use crashdisk::log::Log;
 use crashdisk::ministore::Bug;
 use crashdisk::oracle::History;
@@ -78,9 +77,8 @@ fn files_on_a_bare_filesystem_satisfy_the_oracle() {
                     work.zero(&b, 16, 8, round % 2 == 0)?;
                     work.set_size(&b, 20)?;
                     work.set_size(&b, 64)?;
-                    let copy = |from: &Path, to: &Path| std::fs::copy(from, to).context("copy", to).map(drop);
                     let source = work.volume(&b)?;
-                    work.clone_volume(&source, &format!("{b}.copy"), 64, copy)?;
+                    work.clone_volume(&source, &format!("{b}.copy"), 64, Cloning::default())?;
                     work.sync(&format!("{b}.copy"))?;
                     work.rename(&b, &a)?;
                     if round % 2 == 1 {
