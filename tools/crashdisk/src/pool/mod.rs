@@ -101,7 +101,12 @@ pub fn record_planted(filesystem: &str, bug: Bug, seed: u64, effort: Effort, log
             // Its files hold the pool.
             load.move_to(|| Box::new(crate::files::Directory::new(&root)));
             let closed = served.close();
-            done.and(closed)?;
+            match (done.and(closed), bug) {
+                (Err(error), Bug::None) => return Err(error),
+                // The bug has made itself felt: the recording ends here.
+                (Err(_), _) => return Ok(()),
+                _ => {}
+            }
         }
         Ok(())
     })

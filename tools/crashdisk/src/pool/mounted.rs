@@ -52,6 +52,9 @@ impl Mounted {
     }
 }
 
+/// copy_file_range clones files from this size on; smaller ones are copied, and then not as they are at one moment.
+const CLONED_FROM: u64 = 128 << 10;
+
 struct ThroughMount {
     dir: Directory,
     root: PathBuf,
@@ -93,13 +96,13 @@ impl Files for ThroughMount {
         self.dir.sync_names()
     }
 
-    /// By copy_file_range, as `cp` does it, where nothing else is asked for; else by the door.
+    /// By copy_file_range, as `cp` does it, where that clones and nothing else is asked for; else by the door.
     fn clone_file(&self, from: &str, to: &str, how: Cloning) -> Result<()> {
         let source = self.dir.at(from);
         let file = File::open(&source).context("open", &source)?;
         let target = self.create_new(to)?;
-        if how.size.is_none() && !how.durable && !how.no_deepen {
-            let len = file.metadata().context("look at", &source)?.len();
+        let len = file.metadata().context("look at", &source)?.len();
+        if how.size.is_none() && !how.durable && !how.no_deepen && len >= CLONED_FROM {
             return copy_whole(&file, &target, len).context("clone", self.dir.at(to));
         }
         let token = doors::token(file.as_fd(), &source)?;

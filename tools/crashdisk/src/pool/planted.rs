@@ -22,7 +22,7 @@ pub enum Bug {
     NoTempSync,
     /// Holes are punched at the next sync, when there may be new data.
     DelayedPunch,
-    /// What background copying writes arrives once more at the next sync, over what was written since.
+    /// What background copying writes arrives once more some syncs later, over what was written since.
     DeepenOverwrites,
 }
 
@@ -44,19 +44,33 @@ impl Bug {
     }
 }
 
+/// So many syncs later a write of background copying comes again.
+const SYNCS: u32 = 8;
+
 /// Something that was asked for and is done later.
 enum Late {
     Sync(FileRef),
     Punch { file: FileRef, mode: i32, offset: u64, len: u64 },
-    Write { file: FileRef, offset: u64, data: Vec<u8> },
+    Write { file: FileRef, offset: u64, data: Vec<u8>, syncs: u32 },
 }
 
 impl Late {
+    /// One more sync has come. Whether it is to be done now.
+    fn is_due(&mut self) -> bool {
+        let Late::Write { syncs, .. } = self else { return true };
+        *syncs = syncs.saturating_sub(1);
+        *syncs == 0
+    }
+
     fn happen(self) -> io::Result<()> {
         match self {
             Late::Sync(file) => file.sync_data(),
             Late::Punch { file, mode, offset, len } => file.allocate(mode, offset, len),
-            Late::Write { file, offset, data } => file.write_at(&data, offset),
+            Late::Write { file, offset, mut data, .. } => {
+                // Deepening does not write beyond the end.
+                data.truncate(file.stat()?.size.saturating_sub(offset) as usize);
+                file.write_at(&data, offset)
+            }
         }
     }
 }
@@ -73,8 +87,8 @@ impl Fault {
     }
 
     fn settle(&self) -> io::Result<()> {
-        let late = std::mem::take(&mut *self.late.lock());
-        late.into_iter().try_for_each(Late::happen)
+        let due: Vec<Late> = self.late.lock().extract_if(.., Late::is_due).collect();
+        due.into_iter().try_for_each(Late::happen)
     }
 }
 
@@ -212,7 +226,7 @@ impl PlantedFile {
     /// A write of background copying comes again later.
     fn again_later(&self, offset: u64, data: impl FnOnce() -> io::Result<Vec<u8>>) -> io::Result<()> {
         if self.has(Bug::DeepenOverwrites) && self.is_part("data") && in_background() {
-            self.fault.later(Late::Write { file: self.file.clone(), offset, data: data()? });
+            self.fault.later(Late::Write { file: self.file.clone(), offset, data: data()?, syncs: SYNCS });
         }
         Ok(())
     }
