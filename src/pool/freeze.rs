@@ -143,6 +143,10 @@ impl Pool {
         stub::copy_attributes(held.file.as_ref(), prepared.stub.as_ref()).context("copy attributes to stub", path)?;
         self.env.fs.rename(&prepared.temporary, path, Rename::Replace).context("replace file", path)?;
         volume.set_path(path);
+        if held.fresh {
+            // Writes went on after the sync in `prepare`, into what is the layer's file from now on.
+            held.layer.set_dirty();
+        }
         self.switch_to_overlay(volume, &mut gate, &held.layer, prepared);
         if let State::Overlay(overlay) = &*gate {
             *overlay.debts.directory.lock() = Some(path.parent().unwrap_or(Path::new("")).to_path_buf());

@@ -3,8 +3,10 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clonefs::error::{Context, Error, Kind, Result};
+use parking_lot::Mutex;
 
 use crate::files::{Cloning, Directory, Files};
 use crate::record::Site;
@@ -14,19 +16,35 @@ use crate::stamp::{SECTOR, stamped};
 pub struct Marks {
     path: PathBuf,
     file: File,
+    /// All marks of this and of those that were made from it, in the order of the log.
+    said: Arc<Mutex<Vec<String>>>,
 }
 
 impl Marks {
     /// Marks of the recording at `site`.
     pub fn new(site: &Site) -> Result<Marks> {
         let file = OpenOptions::new().append(true).open(&site.mark).context("open marks", &site.mark)?;
-        Ok(Marks { path: site.mark.clone(), file })
+        Ok(Marks { path: site.mark.clone(), file, said: Arc::default() })
+    }
+
+    /// One more of the same recording.
+    pub fn more(&self) -> Result<Marks> {
+        let file = self.file.try_clone().context("open marks", &self.path)?;
+        Ok(Marks { path: self.path.clone(), file, said: self.said.clone() })
     }
 
     /// Adds one mark. When this returns, it is in the log.
     pub fn say(&self, mark: &str) -> Result<()> {
+        let mut said = self.said.lock();
         // One call, so one request and one mark.
-        (&self.file).write_all(mark.as_bytes()).context("write mark", &self.path)
+        (&self.file).write_all(mark.as_bytes()).context("write mark", &self.path)?;
+        said.push(mark.to_string());
+        Ok(())
+    }
+
+    /// What was said so far.
+    pub fn said(&self) -> Vec<String> {
+        self.said.lock().clone()
     }
 }
 
@@ -59,12 +77,12 @@ impl Workload {
     /// A workload on the files of `dir`, whose volumes get numbers from `first` on: one that runs beside it in another
     /// thread needs others.
     pub fn new(site: &Site, dir: &Path, first: u32) -> Result<Workload> {
-        Workload::on(site, Box::new(Directory::new(dir)), first)
+        Ok(Workload::on(Marks::new(site)?, Box::new(Directory::new(dir)), first))
     }
 
     /// The same on files that are reached in another way.
-    pub fn on(site: &Site, files: Box<dyn Files>, first: u32) -> Result<Workload> {
-        Ok(Workload { files, marks: Marks::new(site)?, volumes: Vec::new(), next: first, version: 0 })
+    pub fn on(marks: Marks, files: Box<dyn Files>, first: u32) -> Workload {
+        Workload { files, marks, volumes: Vec::new(), next: first, version: 0 }
     }
 
     /// Its marks, for more of them.

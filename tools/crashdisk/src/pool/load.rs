@@ -1,12 +1,15 @@
 //! What is done to a pool while it is recorded: several threads, each with volumes of its own and clones of one that
 //! they share and that is written all the time.
 
+use std::path::Path;
+
 use clonefs::error::{Error, Kind, Result};
 use fastrand::Rng;
 
 use crate::files::{Cloning, Files};
+use crate::oracle::History;
 use crate::record::Site;
-use crate::workload::{Volume, Workload};
+use crate::workload::{Marks, Volume, Workload};
 
 /// Sectors of the shared volume: no multiple of a block.
 const BASE: u64 = 509;
@@ -21,15 +24,17 @@ const NUMBERS: u32 = 100_000;
 pub struct Load {
     works: Vec<(Workload, Rng)>,
     base: Volume,
+    marks: Marks,
 }
 
 impl Load {
     /// Makes the shared volume. `files` gives each of the threads its files.
     pub fn new(site: &Site, threads: u32, seed: u64, files: impl Fn() -> Box<dyn Files>) -> Result<Load> {
+        let marks = Marks::new(site)?;
         let mut works = Vec::new();
         for thread in 0..threads {
             let rng = Rng::with_seed(seed.wrapping_add(u64::from(thread)));
-            works.push((Workload::on(site, files(), 1 + thread * NUMBERS)?, rng));
+            works.push((Workload::on(marks.more()?, files(), 1 + thread * NUMBERS), rng));
         }
         let Some((first, _)) = works.first_mut() else { return Err(Error::new(Kind::Invalid, "run no threads")) };
         first.create("base", BASE)?;
@@ -37,12 +42,26 @@ impl Load {
         first.sync("base")?;
         first.sync_names()?;
         let base = first.volume("base")?;
-        Ok(Load { works, base })
+        Ok(Load { works, base, marks })
     }
 
     /// The pool is reached in another way from now on.
     pub fn move_to(&mut self, files: impl Fn() -> Box<dyn Files>) {
         self.works.iter_mut().for_each(|(work, _)| work.move_to(files()));
+    }
+
+    /// With no thread at work: everything in `root` is just what it was made, with no power cut at all.
+    pub fn check_live(&self, root: &Path) -> Result<()> {
+        let mut marks = self.marks.said();
+        let volumes = self.works.iter().flat_map(|(work, _)| work.volumes());
+        // Nothing that was done may be missing, as if all had been synced.
+        marks.extend(volumes.map(|volume| format!("synced {}", volume.number)));
+        marks.extend(["dirsync".to_string(), "dirsynced".to_string()]);
+        let history = History::read(marks.iter().map(String::as_str));
+        history.and_then(|history| history.check_dir(root)).map_err(|why| {
+            let error = Error::new(Kind::Damaged, "compare the mounted pool with what was done to it");
+            error.at(root).because(why)
+        })
     }
 
     /// Lets each thread take `steps` steps.

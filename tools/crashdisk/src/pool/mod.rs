@@ -69,11 +69,18 @@ pub fn record_mounted(filesystem: &str, program: &Path, seed: u64, effort: Effor
         let mut load: Option<Load> = None;
         for _ in 0..effort.mounts {
             let mount = Mounted::new(program, &root, RATE)?;
-            match &mut load {
-                Some(load) => load.move_to(|| mount.files()),
-                None => load = Some(Load::new(site, effort.threads, seed, || mount.files())?),
-            }
-            let done = load.as_mut().map_or(Ok(()), |load| load.run(effort.steps));
+            let done = (|| {
+                let load = match &mut load {
+                    Some(load) => {
+                        load.move_to(|| mount.files());
+                        load.check_live(&root)?;
+                        load
+                    }
+                    None => load.insert(Load::new(site, effort.threads, seed, || mount.files())?),
+                };
+                load.run(effort.steps)?;
+                load.check_live(&root)
+            })();
             // Also after a failure: the daemon would keep the filesystem busy.
             let unmounted = mount.unmount();
             done.and(unmounted)?;
