@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use host::HostFs;
+pub use sys::set_relief;
 pub use types::{DirEntry, FileKey, FileKind, FsInfo, Open, Rename, SetTime, Stat, Timestamp, Whence};
 
 /// A shared open file.

@@ -5,6 +5,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::OnceLock;
 
 use super::types::{FileKey, SetTime, Stat, Timestamp};
 
@@ -38,6 +39,16 @@ struct OpenHow {
 /// Resolve flags: stay below the directory, follow no link of any kind.
 const BENEATH: u64 = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_MAGICLINKS;
 
+/// What gives descriptors back when the process has no more; returns how many it could.
+static RELIEF: OnceLock<fn() -> usize> = OnceLock::new();
+/// Number of tries that stands for: relief was asked for.
+const RELIEVED: u32 = 1000;
+
+/// Names what gives descriptors back when the process has no more.
+pub fn set_relief(relief: fn() -> usize) {
+    let _ = RELIEF.set(relief);
+}
+
 /// openat2(2), below `dir` and through no symbolic link.
 pub fn open_beneath(dir: BorrowedFd<'_>, path: &OsStr, flags: i32, mode: u32) -> io::Result<OwnedFd> {
     let name = if path.is_empty() { c".".to_owned() } else { c_name(path)? };
@@ -53,6 +64,13 @@ pub fn open_beneath(dir: BorrowedFd<'_>, path: &OsStr, flags: i32, mode: u32) ->
             Ok(fd) => return Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }),
             // EAGAIN: a rename somewhere raced with the walk; the manual says to try again.
             Err(e) if e.raw_os_error() == Some(libc::EAGAIN) && tries < 128 => tries += 1,
+            // No descriptor is left: have those closed that nobody needs now, and try once more.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) && tries < RELIEVED => {
+                tries = RELIEVED;
+                if RELIEF.get().is_none_or(|relief| relief() == 0) {
+                    return Err(e);
+                }
+            }
             Err(e) => return Err(e),
         }
     }

@@ -161,16 +161,6 @@ impl Layer {
         Ok(())
     }
 
-    /// Closes descriptors that can be reopened at any time.
-    pub fn close_idle(&self) {
-        if self.dirty.load(Ordering::Acquire) {
-            return;
-        }
-        let mut body = self.body.write();
-        body.data = None;
-        body.data_writable = false;
-    }
-
     /// Reads bytes of blocks that are present. Beyond the volume's end they are zeros, whatever the data file has there:
     /// a crash can leave bytes of an append that was never synced.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {

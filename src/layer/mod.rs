@@ -11,6 +11,7 @@
 
 mod files;
 mod flush;
+mod idle;
 pub mod map;
 mod presence;
 pub mod resolve;
@@ -87,6 +88,8 @@ pub struct Layer {
     adopting: AtomicBool,
     /// Readers that hold this layer open as a point in time, without a record on disk.
     pins: AtomicUsize,
+    /// Nothing is written to it any more.
+    frozen: AtomicBool,
     /// Pieces that a scrub found damaged, see [`sums`].
     bad: RwLock<Vec<u32>>,
     any_bad: AtomicBool,
@@ -150,6 +153,7 @@ impl Layer {
             latch: Mutex::default(),
             adopting: AtomicBool::new(false),
             pins: AtomicUsize::new(0),
+            frozen: AtomicBool::new(false),
             bad: RwLock::default(),
             any_bad: AtomicBool::new(false),
             owners: resolve::Cache::default(),
@@ -158,7 +162,7 @@ impl Layer {
 
     /// A new empty top layer; it has no files until something is written.
     pub fn fresh(fs: &Arc<dyn Fs>, id: Id, parent: Option<Arc<Layer>>, size: u64, overlap: u64) -> Arc<Layer> {
-        Arc::new(Layer::new(fs, id, id, parent, size, overlap))
+        idle::register(Layer::new(fs, id, id, parent, size, overlap))
     }
 
     /// A frozen layer. `parent` is the layer that the record names.
@@ -173,7 +177,8 @@ impl Layer {
             check_data_exists(fs.as_ref(), body, record.size)?;
         }
         layer.load_bad(record.file)?;
-        Ok(Arc::new(layer))
+        *layer.frozen.get_mut() = true;
+        Ok(idle::register(layer))
     }
 
     /// The top layer of a volume, as the last flush before now left it.
@@ -201,7 +206,7 @@ impl Layer {
                 Err(e) => return Err(e),
             };
         }
-        Ok(Arc::new(layer))
+        Ok(idle::register(layer))
     }
 
     /// Size in bytes of the volume.

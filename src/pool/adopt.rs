@@ -87,6 +87,7 @@ impl Pool {
             self.env.store.sync(number)?;
         }
         self.forget_sums(parent)?;
+        parent.set_frozen(false);
         parent.data_for_writing()?;
         // The heir can grow, shrink and be written to: it needs a map.
         parent.itemise();
@@ -170,6 +171,8 @@ impl Pool {
         let old = heir.take_files(&parent);
         drop(ops);
         self.switched(heir, &parent, old, overlap, number)?;
+        // Nothing writes to it any more, so nothing else would: then its descriptors can be given back.
+        heir.flush()?;
         Ok(true)
     }
 

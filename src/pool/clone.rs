@@ -85,6 +85,7 @@ impl Pool {
         }
         self.check_elsewhere(source)?;
         self.env.store.ensure()?;
+        self.limit_unsettled()?;
         self.dissolve_empty(target)?;
         // The next write would have to wait for the freeze, and for its syncs: have them behind us.
         let _held = if source.writers() > 0 { self.freeze_open(source)? } else { None };
@@ -361,6 +362,7 @@ impl Pool {
             }
             (After::NewTop(fresh), State::Overlay(overlay)) => {
                 let frozen = std::mem::replace(&mut overlay.top, fresh);
+                frozen.set_frozen(true);
                 *overlay.debts.pending.lock() = moment.pending;
                 overlay.debts.commit.fetch_max(number, Ordering::AcqRel);
                 overlay.pristine.store(false, Ordering::Release);

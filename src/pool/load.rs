@@ -138,7 +138,7 @@ impl Pool {
         Ok(match loaded {
             Ok(top) => State::Overlay(Overlay::new(id, stub, top, Vec::new(), 0)),
             // An open-file limit or a lack of memory is not damage: the next attempt may do better.
-            Err(error) if error.kind() == Kind::Io && error.errno() != libc::EIO => return Err(error),
+            Err(error) if error.kind() == Kind::Io && is_scarcity(error.errno()) => return Err(error),
             Err(error) => {
                 self.failures.lock().insert(id, error.to_string());
                 State::Broken { stub, why: error.to_string() }
@@ -220,4 +220,9 @@ impl Pool {
         let path = self.env.store.catalogue().volume(id).map_or(path, |r| PathBuf::from(&r.path));
         self.volume(stat.key, &path).map(Some)
     }
+}
+
+/// Whether a call failed for want of something that comes back.
+fn is_scarcity(errno: i32) -> bool {
+    matches!(errno, libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINTR | libc::EAGAIN)
 }

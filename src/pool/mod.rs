@@ -166,6 +166,8 @@ pub struct Pool {
     jobs: Mutex<HashMap<Id, report::Job>>,
     failures: Mutex<HashMap<Id, String>>,
     scrub: Mutex<scrub::Scrub>,
+    /// So many volumes may wait to be made durable; each of them holds a descriptor or two.
+    most_unsettled: usize,
 }
 
 impl Pool {
@@ -204,6 +206,7 @@ impl Pool {
             jobs: Mutex::default(),
             failures: Mutex::default(),
             scrub: Mutex::default(),
+            most_unsettled: settle::most_unsettled(),
         });
         let weak: Weak<dyn Hooks> = Arc::downgrade(&(pool.clone() as Arc<dyn Hooks>));
         let _ = pool.env.hooks.set(weak);

@@ -11,7 +11,19 @@ use crate::volume::{State, Volume};
 /// From this many volumes on, one sync of the whole filesystem is cheaper than one of each.
 const MANY: usize = 8;
 
+/// A volume that is not durable holds up to three descriptors (stub, data, map): with these a good third of what this process can have.
+pub(super) fn most_unsettled() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20);
+    (limit / 8).max(1) as usize
+}
+
 impl Pool {
+    /// Waits for the background where too many volumes are not durable yet.
+    pub(super) fn limit_unsettled(&self) -> Result<()> {
+        let many = self.tables.lock().unsettled.len() >= self.most_unsettled;
+        if many { self.flush() } else { Ok(()) }
+    }
+
     /// Makes everything written so far durable.
     pub fn flush(&self) -> Result<()> {
         if self.options.read_only {
