@@ -56,18 +56,33 @@ impl Pool {
         if !self.can_adopt(id, &parent) || !self.begin_adoption(&parent)? {
             return Ok(false);
         }
+        let result = self.adopt_live(volume, id, &top, &parent, stop);
+        if !matches!(result, Ok(true)) {
+            stays_frozen(&parent);
+        }
+        result
+    }
+
+    fn adopt_live(
+        &self,
+        volume: &Arc<Volume>,
+        id: Id,
+        top: &Arc<Layer>,
+        parent: &Arc<Layer>,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<bool> {
         {
             // From here on a clone or a reader that wants this moment of the volume gets a layer of its own above the
             // parent, not the parent itself, which is about to change.
             let _gate = volume.gate().write();
             let _ops = self.ops.lock();
-            if !self.can_adopt(id, &parent) {
+            if !self.can_adopt(id, parent) {
                 return Ok(false);
             }
             parent.set_adopting(true);
             top.watch_writes();
         }
-        let result = self.merge_live(volume, id, &top, &parent, stop);
+        let result = self.merge_live(volume, id, top, parent, stop);
         top.take_touched();
         parent.set_adopting(false);
         result
@@ -88,10 +103,12 @@ impl Pool {
         }
         self.forget_sums(parent)?;
         parent.set_frozen(false);
-        parent.data_for_writing()?;
-        // The heir can grow, shrink and be written to: it needs a map.
-        parent.itemise();
-        parent.open_map()?;
+        let opened = parent.data_for_writing().and_then(|_| {
+            // The heir can grow, shrink and be written to: it needs a map.
+            parent.itemise();
+            parent.open_map()
+        });
+        opened.inspect_err(|_| stays_frozen(parent))?;
         Ok(true)
     }
 
@@ -151,13 +168,21 @@ impl Pool {
         if heir.complete() || !self.can_adopt(heir.id, &parent) || !self.begin_adoption(&parent)? {
             return Ok(false);
         }
+        let result = self.merge_frozen(heir, &parent, stop);
+        if !matches!(result, Ok(true)) {
+            stays_frozen(&parent);
+        }
+        result
+    }
+
+    fn merge_frozen(&self, heir: &Arc<Layer>, parent: &Arc<Layer>, stop: &dyn Fn() -> bool) -> Result<bool> {
         heir.flush()?;
-        if !merge_blocks(heir, &parent, &heir.present(), stop)? {
+        if !merge_blocks(heir, parent, &heir.present(), stop)? {
             return Ok(false);
         }
-        let overlap = hide_invisible(heir, &parent)?;
+        let overlap = hide_invisible(heir, parent)?;
         let ops = self.ops.lock();
-        if !self.can_adopt(heir.id, &parent) || self.env.store.catalogue().layer(heir.id).is_none() {
+        if !self.can_adopt(heir.id, parent) || self.env.store.catalogue().layer(heir.id).is_none() {
             return Ok(false);
         }
         let number = self.env.store.commit_with(|catalogue| {
@@ -168,9 +193,9 @@ impl Pool {
             record.complete = parent.complete();
             vec![Change::DropLayer(parent.id), Change::Layer(record)]
         })?;
-        let old = heir.take_files(&parent);
+        let old = heir.take_files(parent);
         drop(ops);
-        self.switched(heir, &parent, old, overlap, number)?;
+        self.switched(heir, parent, old, overlap, number)?;
         // Nothing writes to it any more, so nothing else would: then its descriptors can be given back.
         heir.flush()?;
         Ok(true)
@@ -197,6 +222,13 @@ impl Pool {
         }
         Ok(())
     }
+}
+
+/// Nothing is written to a layer that was not adopted after all; durable, its descriptors can be given back. Where that
+/// fails the layer is latched or tried again, and it keeps them.
+fn stays_frozen(parent: &Layer) {
+    let _ = parent.flush();
+    parent.set_frozen(true);
 }
 
 /// Copies `which` blocks of `upper` into the file of `lower`. `false`: stopped before the end.

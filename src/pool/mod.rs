@@ -438,4 +438,10 @@ impl Hooks for Pool {
     fn wake(&self) {
         self.wake_background();
     }
+
+    fn relieve(&self) {
+        if let Err(error) = self.flush() {
+            tracing::warn!("cannot make writes durable: {error}");
+        }
+    }
 }

@@ -31,6 +31,8 @@ pub trait Hooks: Send + Sync {
     fn closed(&self, volume: &Arc<Volume>);
     /// Something that background work may wait for has changed.
     fn wake(&self);
+    /// There are no descriptors left: closes what can be closed after a sync.
+    fn relieve(&self);
 }
 
 /// What all volumes of a pool share.
@@ -209,6 +211,16 @@ impl Volume {
 
     /// Runs `change` with the gate held shared, after a plain file with clones was frozen.
     fn change<T>(self: &Arc<Self>, change: impl Fn(&State) -> Result<T>) -> Result<T> {
+        match self.change_once(&change) {
+            Err(error) if matches!(error.os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                self.env.hooks()?.relieve();
+                self.change_once(&change)
+            }
+            other => other,
+        }
+    }
+
+    fn change_once<T>(self: &Arc<Self>, change: impl Fn(&State) -> Result<T>) -> Result<T> {
         self.writable()?;
         self.env.foreground.fetch_add(1, Ordering::Relaxed);
         loop {
