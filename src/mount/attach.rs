@@ -58,7 +58,7 @@ pub fn attach(
     options: &Options,
 ) -> Result<Session<Adapter>> {
     let mut config = Config::default();
-    config.n_threads = Some(options.threads);
+    config.n_threads = Some(options.threads.min(most_threads()));
     config.clone_fd = true;
     config.acl = match access(options) {
         Access::Owner => SessionACL::Owner,
@@ -139,6 +139,12 @@ pub fn check_directory(path: &Path) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(Kind::Io, "mount").at(path).because(io::Error::from_raw_os_error(libc::ENOTDIR)))
+}
+
+/// Each thread takes a descriptor: an eighth of those that there are is enough for them.
+fn most_threads() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit / 8).unwrap_or(usize::MAX).max(1)
 }
 
 #[cfg(test)]

@@ -14,11 +14,21 @@ use crate::store::stub_path;
 use crate::units::Id;
 use crate::volume::overlay::Overlay;
 use crate::volume::plain::Plain;
-use crate::volume::{State, Volume};
+use crate::volume::{Hooks, State, Volume, out_of_files};
 
 impl Pool {
     /// The volume that the regular file `key` is, which is at `path`.
     pub fn volume(&self, key: FileKey, path: &Path) -> Result<Arc<Volume>> {
+        match self.volume_once(key, path) {
+            Err(error) if out_of_files(&error) => {
+                self.relieve();
+                self.volume_once(key, path)
+            }
+            other => other,
+        }
+    }
+
+    fn volume_once(&self, key: FileKey, path: &Path) -> Result<Arc<Volume>> {
         let mut tables = self.tables.lock();
         if let Some(volume) = tables.volumes.get(&key).and_then(Weak::upgrade) {
             volume.set_path(path);

@@ -202,17 +202,24 @@ impl Volume {
     /// Reads up to the end of the file; returns how many bytes.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
         self.env.foreground.fetch_add(1, Ordering::Relaxed);
-        match &*self.gate.read() {
+        let mut once = || match &*self.gate.read() {
             State::Plain(plain) => plain.file.read_at(buf, offset).map_err(|e| Error::io("read", e).at(self.path())),
             State::Overlay(overlay) => overlay.read(offset, buf),
             State::Broken { why, .. } => Err(Volume::broken(why)),
+        };
+        match once() {
+            Err(error) if out_of_files(&error) => {
+                self.env.hooks()?.relieve();
+                once()
+            }
+            other => other,
         }
     }
 
     /// Runs `change` with the gate held shared, after a plain file with clones was frozen.
     fn change<T>(self: &Arc<Self>, change: impl Fn(&State) -> Result<T>) -> Result<T> {
         match self.change_once(&change) {
-            Err(error) if matches!(error.os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+            Err(error) if out_of_files(&error) => {
                 self.env.hooks()?.relieve();
                 self.change_once(&change)
             }
@@ -401,4 +408,9 @@ impl Volume {
     pub fn punch_plain(file: &FileRef, offset: u64, len: u64) -> std::io::Result<()> {
         punch(file, offset, len)
     }
+}
+
+/// Whether a call failed because the process, or the machine, has no descriptor left.
+pub fn out_of_files(error: &Error) -> bool {
+    matches!(error.os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
