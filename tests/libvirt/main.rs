@@ -8,6 +8,8 @@ mod doctor;
 mod guest;
 mod host;
 mod live;
+mod page;
+mod peers;
 mod pool;
 mod reflink;
 mod refused;

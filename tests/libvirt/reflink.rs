@@ -9,7 +9,7 @@ use crate::host::{self, Host};
 use crate::support::{noise, run};
 
 /// The preload library, built if need be.
-fn library() -> PathBuf {
+pub fn library() -> PathBuf {
     let mut build = Command::new(env!("CARGO"));
     build.args(["build", "--quiet", "--locked", "--package", "ficlone"]).current_dir(env!("CARGO_MANIFEST_DIR"));
     if !cfg!(debug_assertions) {
