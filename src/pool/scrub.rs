@@ -199,13 +199,9 @@ impl Pool {
     /// For the time when nothing else is to be done: some pieces of a layer that has no checksums and will stay.
     /// Whether there was one. On the compactor's thread only.
     pub fn sum_turn(&self) -> bool {
-        let mut current = match self.scrub.lock().current.take() {
-            Some(current) => current,
-            None => match self.next_to_sum() {
-                Some(current) => current,
-                None => return false,
-            },
-        };
+        // Apart from the match, in which the lock would still be held when the next one takes it.
+        let begun = self.scrub.lock().current.take();
+        let Some(mut current) = begun.or_else(|| self.next_to_sum()) else { return false };
         match self.work(&mut current) {
             Ok(false) => self.scrub.lock().current = Some(current),
             Ok(true) => self.end_layer(current),

@@ -93,3 +93,14 @@ fn a_chain_of_100_000_layers_is_dropped_without_a_stack_overflow() {
     }
     drop(top);
 }
+
+/// The turn that takes checksums of an idle pool waited for itself, and everybody who asked for the pool's status for it.
+#[test]
+fn checksums_of_an_idle_pool_are_taken_and_nobody_waits_for_that() {
+    let world = World::new();
+    let pool = world.pool.clone();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || sender.send((pool.sum_turn(), pool.scrub_status().is_none())));
+    let turn = receiver.recv_timeout(std::time::Duration::from_secs(60));
+    assert_eq!(turn, Ok((false, true)), "it does not end");
+}
