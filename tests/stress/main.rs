@@ -109,6 +109,7 @@ fn stress(kind: Backing, length: Duration) {
 
 /// One filesystem without shared blocks, one with.
 #[test]
+#[ignore = "run by scripts/soak"]
 fn everything_at_once() {
     if !support::ready() || !writers::can_run() {
         return;
