@@ -217,23 +217,8 @@ impl NameTree {
     /// The clone ioctl, on a handle that is open for writing. Can wait for write-back: not for a FUSE thread.
     pub fn clone_by_ioctl(&self, handle: &Handle, argument: &[u8], caller: &Caller) -> Result<()> {
         handle.check_writable()?;
-        let (Some(token), Some(size), Some(flags)) =
-            (argument.get(..TOKEN_BYTES), number_at(argument, 16), number_at(argument, 24))
-        else {
-            return Err(bad_request("clone", "the argument is shorter than 32 bytes"));
-        };
-        if flags & !(door::CLONE_NO_DEEPEN | door::CLONE_SYNC | door::CLONE_NO_COPY) != 0 {
-            return Err(bad_request("clone", format!("unknown flags {flags:#x}")));
-        }
-        let token: String = token.iter().map(|byte| format!("{byte:02x}")).collect();
+        let (token, options) = clone_argument(argument)?;
         let source = self.pool.redeem(&token)?;
-        let options = CloneOptions {
-            size: (size != 0).then_some(size),
-            no_deepen: flags & door::CLONE_NO_DEEPEN != 0,
-            sync: flags & door::CLONE_SYNC != 0,
-            no_copy: flags & door::CLONE_NO_COPY != 0,
-            visible: None,
-        };
         self.clone_into(&source, handle.node, &options, caller)
     }
 
@@ -316,6 +301,32 @@ fn deepen_request(value: &[u8]) -> Result<DeepenRequest> {
         _ => return serde_json::from_slice(value).map_err(|e| bad_request("deepen", e)),
     };
     Ok(DeepenRequest { action, rate: None, physical: false })
+}
+
+/// Token and options in the argument of the clone ioctl.
+fn clone_argument(argument: &[u8]) -> Result<(String, CloneOptions)> {
+    let (Some(token), Some(size), Some(flags)) =
+        (argument.get(..TOKEN_BYTES), number_at(argument, 16), number_at(argument, 24))
+    else {
+        return Err(bad_request("clone", "the argument is shorter than 32 bytes"));
+    };
+    if flags & !(door::CLONE_NO_DEEPEN | door::CLONE_SYNC | door::CLONE_NO_COPY) != 0 {
+        return Err(bad_request("clone", format!("unknown flags {flags:#x}")));
+    }
+    let options = CloneOptions {
+        size: (size != 0).then_some(size),
+        no_deepen: flags & door::CLONE_NO_DEEPEN != 0,
+        sync: flags & door::CLONE_SYNC != 0,
+        no_copy: flags & door::CLONE_NO_COPY != 0,
+        visible: None,
+    };
+    Ok((token.iter().map(|byte| format!("{byte:02x}")).collect(), options))
+}
+
+/// Decodes `bytes` as each kind of request that a door takes, and does nothing with it. For fuzzing.
+#[doc(hidden)]
+pub fn decode_requests(bytes: &[u8]) {
+    let _ = (clone_argument(bytes), deepen_request(bytes), serde_json::from_slice::<CloneRequest>(bytes));
 }
 
 fn number_at(bytes: &[u8], at: usize) -> Option<u64> {

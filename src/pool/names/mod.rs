@@ -25,6 +25,8 @@ use parking_lot::{Mutex, RwLock};
 
 pub use attributes::{Attributes, Change};
 pub use caller::{Caller, effective_gid, effective_uid};
+#[doc(hidden)]
+pub use doors::decode_requests;
 pub use handle::{DirHandle, Handle, WriteFlags, opens_for_writing};
 pub use table::ROOT;
 pub use tree::{Creation, Found, Listed};
