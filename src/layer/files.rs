@@ -79,7 +79,12 @@ impl Layer {
             };
             data.set_len(self.size())?;
             if state.map.is_none() {
-                state.map = Some(Map::create(&self.fs, file)?);
+                // A map without a block can still say how large the volume is.
+                let known = if self.mapped() { map::read(self.fs.as_ref(), file).ok().flatten() } else { None };
+                state.map = Some(match known {
+                    Some((_, scan)) => Map::resume(&self.fs, file, &scan)?,
+                    None => Map::create(&self.fs, file)?,
+                });
             }
             Ok(data)
         })();
@@ -131,6 +136,8 @@ impl Layer {
         let (file, data, writable) = (taken.file, taken.data.clone(), taken.data_writable);
         let (complete, present, parent) = (taken.complete, taken.present.clone(), taken.parent.clone());
         drop(taken);
+        self.mapped.store(from.mapped(), Ordering::Release);
+        self.map_noted.store(from.mapped(), Ordering::Release);
         let mut state = self.map.lock();
         let mut body = self.body.write();
         state.map = map;

@@ -105,6 +105,7 @@ impl Layer {
             self.latch(&e);
             Error::io("sync map", e).at(path())
         })?;
+        self.mapped.store(true, Ordering::Release);
         let body = self.body.read();
         if map.rewrite_due(&body.present) {
             // What is not durable yet must not get into the new log.

@@ -115,6 +115,19 @@ pub fn read(fs: &dyn Fs, file: Id) -> Result<Option<(Presence, log::Scan)>> {
     })
 }
 
+/// The same, for a map that has been durable if `known`: then one that is missing or has no record is damage, as all
+/// that it said would be lost without a word.
+pub fn read_known(fs: &dyn Fs, file: Id, known: bool) -> Result<Option<(Presence, log::Scan)>> {
+    let found = read(fs, file)?;
+    if known && found.as_ref().is_none_or(|(_, scan)| scan.records.is_empty()) {
+        return Err(Error::new(Kind::Damaged, "read map")
+            .at(map_path(file))
+            .because("it is lost, or empty")
+            .remedy("restore it from a backup, or delete the volume"));
+    }
+    Ok(found)
+}
+
 /// A map that is open for appending.
 pub struct Map {
     fs: Arc<dyn Fs>,

@@ -90,6 +90,10 @@ pub struct Layer {
     pins: AtomicUsize,
     /// Nothing is written to it any more.
     frozen: AtomicBool,
+    /// The map on disk has a record that is durable.
+    mapped: AtomicBool,
+    /// The catalogue says so too.
+    map_noted: AtomicBool,
     /// Pieces that a scrub found damaged, see [`sums`].
     bad: RwLock<Vec<u32>>,
     any_bad: AtomicBool,
@@ -154,6 +158,8 @@ impl Layer {
             adopting: AtomicBool::new(false),
             pins: AtomicUsize::new(0),
             frozen: AtomicBool::new(false),
+            mapped: AtomicBool::new(false),
+            map_noted: AtomicBool::new(false),
             bad: RwLock::default(),
             any_bad: AtomicBool::new(false),
             owners: resolve::Cache::default(),
@@ -170,12 +176,15 @@ impl Layer {
         let mut layer = Layer::new(fs, record.id, record.file, parent, record.size, record.overlap);
         let body = layer.body.get_mut();
         body.complete = record.complete;
-        if !record.complete
-            && let Some((presence, _)) = map::read(fs.as_ref(), record.file)?
-        {
-            body.present = presence.present;
-            check_data_exists(fs.as_ref(), body, record.size)?;
+        if !record.complete {
+            let found = map::read_known(fs.as_ref(), record.file, record.mapped)?;
+            *layer.mapped.get_mut() = found.as_ref().is_some_and(|(_, scan)| !scan.records.is_empty());
+            if let Some((presence, _)) = found {
+                body.present = presence.present;
+                check_data_exists(fs.as_ref(), body, record.size)?;
+            }
         }
+        *layer.map_noted.get_mut() = record.mapped;
         layer.load_bad(record.file)?;
         *layer.frozen.get_mut() = true;
         Ok(idle::register(layer))
@@ -186,11 +195,13 @@ impl Layer {
         let mut layer = Layer::new(fs, record.top, record.file, parent, record.size, record.overlap);
         let body = layer.body.get_mut();
         body.complete = record.complete;
+        *layer.map_noted.get_mut() = record.mapped;
         if record.complete {
             // Like any file's, its size is that of the file.
             let path = data_path(record.file);
             *layer.size.get_mut() = fs.stat(&path).context("look at layer data", path)?.size;
-        } else if let Some((presence, scan)) = map::read(fs.as_ref(), record.file)? {
+        } else if let Some((presence, scan)) = map::read_known(fs.as_ref(), record.file, record.mapped)? {
+            *layer.mapped.get_mut() = !scan.records.is_empty();
             body.present = presence.present;
             if let Some((size, overlap)) = presence.extent {
                 *layer.size.get_mut() = size;
@@ -292,6 +303,21 @@ impl Layer {
         self.pins.load(Ordering::Acquire) > 0
     }
 
+    /// Whether its map has been durable: then a map that is not there was lost.
+    pub fn mapped(&self) -> bool {
+        self.mapped.load(Ordering::Acquire)
+    }
+
+    /// Whether the catalogue has yet to be told that there is a map.
+    pub fn map_unnoted(&self) -> bool {
+        self.mapped() && !self.map_noted.load(Ordering::Acquire)
+    }
+
+    /// The catalogue was told.
+    pub fn set_map_noted(&self) {
+        self.map_noted.store(true, Ordering::Release);
+    }
+
     /// The record of this layer as a frozen one.
     pub fn frozen_record(&self) -> LayerRecord {
         let body = self.body.read();
@@ -302,6 +328,7 @@ impl Layer {
             overlap: self.overlap(),
             size: self.size(),
             complete: body.complete,
+            mapped: self.mapped(),
             stamp: None,
         }
     }

@@ -152,6 +152,7 @@ impl Pool {
             record.overlap = overlap;
             record.size = top.size();
             record.complete = parent.complete();
+            record.mapped = parent.mapped();
             vec![Change::DropLayer(parent.id), Change::Volume(record)]
         })?;
         // Whatever is synced from now on lies in the other file, which counts for nothing without this record.
@@ -191,6 +192,7 @@ impl Pool {
             record.parent = parent.parent().map(|p| p.id);
             record.overlap = overlap;
             record.complete = parent.complete();
+            record.mapped = parent.mapped();
             vec![Change::DropLayer(parent.id), Change::Layer(record)]
         })?;
         let old = heir.take_files(parent);

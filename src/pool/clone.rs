@@ -230,6 +230,7 @@ impl Pool {
         record.overlap = blocks(size);
         record.size = size;
         record.complete = false;
+        record.mapped = false;
         record.source = true;
         let changes = vec![Change::Layer(top.frozen_record()), Change::Volume(record)];
         let pending = pending.into_iter().chain([top.clone()]).collect();
@@ -277,6 +278,7 @@ impl Pool {
             deepening: if options.no_deepen { Deepening::Never } else { Deepening::Pool },
             paused: false,
             doubtful: false,
+            mapped: false,
             path: target.path().to_string_lossy().into_owned(),
         };
         let committed = {

@@ -213,6 +213,7 @@ impl Pool {
                 deepening: Deepening::Pool,
                 paused: false,
                 doubtful: false,
+                mapped: false,
                 path,
             };
             // From now on no name of the user's leads to the file: nobody can change it, and its stamp is not needed.

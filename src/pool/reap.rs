@@ -77,7 +77,8 @@ impl Pool {
             }
             _ => return,
         };
-        if volume.is_dirty() {
+        let unnoted = matches!(&*volume.gate().read(), State::Overlay(overlay) if overlay.top.map_unnoted());
+        if volume.is_dirty() || unnoted {
             // Which blocks are present is known only here until the next flush.
             self.tables.lock().unsettled.insert(volume.serial, volume.clone());
         }
@@ -150,6 +151,10 @@ impl Pool {
 
     /// Removes the files of a layer. What cannot be removed now is removed at the next start.
     pub(super) fn unlink_files(&self, file: Id) {
+        // After a repair a layer that nobody reads can name the files of a volume.
+        if self.env.store.catalogue().names_file(file) {
+            return;
+        }
         for path in [data_path(file), map_path(file), sums_path(file), bad_path(file)] {
             let _ = self.env.fs.unlink(&path);
         }

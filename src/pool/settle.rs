@@ -5,7 +5,10 @@ use std::sync::Weak;
 
 use super::{Pool, stub};
 use crate::error::{Context, Result};
+use crate::layer::Layer;
+use crate::store::record::{Change, LayerRecord, VolumeRecord};
 use crate::store::stub_path;
+use crate::units::Id;
 use crate::volume::{State, Volume};
 
 /// From this many volumes on, one sync of the whole filesystem is cheaper than one of each.
@@ -45,6 +48,7 @@ impl Pool {
                 }
             }
         }
+        self.note_maps();
         let committed = self.env.store.committed();
         if let Err(error) = self.env.store.sync(committed) {
             first_error.get_or_insert(error);
@@ -53,6 +57,39 @@ impl Pool {
             self.env.store.checkpoint()?;
         }
         first_error.map_or(Ok(()), Err)
+    }
+
+    /// Has the catalogue know which layers have a map, so that a map that is lost later is missed. A failure, on a full
+    /// disk perhaps, costs nothing but that knowledge.
+    fn note_maps(&self) {
+        let (volumes, layers): (Vec<Arc<Volume>>, Vec<Arc<Layer>>) = {
+            let tables = self.tables.lock();
+            let live = tables.volumes.values().filter_map(Weak::upgrade).chain(tables.unsettled.values().cloned());
+            (live.collect(), tables.layers.values().filter_map(Weak::upgrade).filter(|l| l.map_unnoted()).collect())
+        };
+        let top = |volume: &Arc<Volume>| match &*volume.gate().read() {
+            State::Overlay(overlay) if overlay.top.map_unnoted() => Some((overlay.id, overlay.top.clone())),
+            _ => None,
+        };
+        let tops: Vec<(Id, Arc<Layer>)> = volumes.iter().filter_map(top).collect();
+        if tops.is_empty() && layers.is_empty() {
+            return;
+        }
+        let told = self.env.store.commit_with(|catalogue| {
+            // Only while the record is still about this file.
+            let of_top = |(id, top): &(Id, Arc<Layer>)| {
+                let record = catalogue.volume(*id).filter(|r| r.file == top.file_id() && !r.mapped)?;
+                Some(Change::Volume(VolumeRecord { mapped: true, ..record.clone() }))
+            };
+            let of_layer = |layer: &Arc<Layer>| {
+                let record = catalogue.layer(layer.id).filter(|r| r.file == layer.file_id() && !r.mapped)?;
+                Some(Change::Layer(LayerRecord { mapped: !record.complete, ..record.clone() }))
+            };
+            tops.iter().filter_map(of_top).chain(layers.iter().filter_map(of_layer)).collect()
+        });
+        if told.is_ok() {
+            tops.iter().map(|(_, top)| top).chain(&layers).for_each(|layer| layer.set_map_noted());
+        }
     }
 
     /// Volumes in memory that hold something which is not durable.

@@ -25,6 +25,8 @@ pub struct Catalogue {
     usual: HashSet<Id>,
     /// Volumes to be deepened because the user said so.
     asked: HashSet<Id>,
+    /// How many records name a pair of files. More than one is damage.
+    files: HashMap<Id, usize>,
 }
 
 impl Catalogue {
@@ -85,6 +87,11 @@ impl Catalogue {
         self.asked.iter().chain(usual).filter_map(|id| self.volumes.get(id))
     }
 
+    /// Whether a record names the files called `file`.
+    pub fn names_file(&self, file: Id) -> bool {
+        self.files.contains_key(&file)
+    }
+
     /// Applies one change. Takes the same time however many records there are.
     pub fn apply(&mut self, change: Change) {
         match change {
@@ -93,25 +100,45 @@ impl Catalogue {
                 let named = matches!(record.deepening, Deepening::Forced | Deepening::Physical);
                 set(&mut self.asked, id, !record.paused && named);
                 set(&mut self.usual, id, !record.paused && record.deepening == Deepening::Pool);
-                let old = self.volumes.insert(id, record).and_then(|r| r.parent);
-                self.reparent(id, old, parent);
+                self.name_file(record.file);
+                let old = self.volumes.insert(id, record);
+                self.forget_file(old.as_ref().map(|r| r.file));
+                self.reparent(id, old.and_then(|r| r.parent), parent);
             }
             Change::Layer(record) => {
                 let (id, parent) = (record.id, record.parent);
-                let old = self.layers.insert(id, record).and_then(|r| r.parent);
-                self.reparent(id, old, parent);
+                self.name_file(record.file);
+                let old = self.layers.insert(id, record);
+                self.forget_file(old.as_ref().map(|r| r.file));
+                self.reparent(id, old.and_then(|r| r.parent), parent);
                 self.index(id);
             }
             Change::DropVolume(id) => {
                 self.asked.remove(&id);
                 self.usual.remove(&id);
-                let old = self.volumes.remove(&id).and_then(|r| r.parent);
-                self.reparent(id, old, None);
+                let old = self.volumes.remove(&id);
+                self.forget_file(old.as_ref().map(|r| r.file));
+                self.reparent(id, old.and_then(|r| r.parent), None);
             }
             Change::DropLayer(id) => {
-                let old = self.layers.remove(&id).and_then(|r| r.parent);
-                self.reparent(id, old, None);
+                let old = self.layers.remove(&id);
+                self.forget_file(old.as_ref().map(|r| r.file));
+                self.reparent(id, old.and_then(|r| r.parent), None);
                 self.index(id);
+            }
+        }
+    }
+
+    fn name_file(&mut self, file: Id) {
+        *self.files.entry(file).or_default() += 1;
+    }
+
+    fn forget_file(&mut self, file: Option<Id>) {
+        let Some(file) = file else { return };
+        if let Some(count) = self.files.get_mut(&file) {
+            *count -= 1;
+            if *count == 0 {
+                self.files.remove(&file);
             }
         }
     }
@@ -257,6 +284,7 @@ mod tests {
             deepening: Default::default(),
             paused: false,
             doubtful: false,
+            mapped: false,
             path: "x".into(),
         }
     }
@@ -320,6 +348,9 @@ mod tests {
                 catalogue.to_deepen(true).map(|v| v.id).filter(|id| !catalogue.asked.contains(id)).collect(),
             ];
             assert_eq!(kept, by_looking(&catalogue));
+            let named: HashSet<Id> =
+                catalogue.layers().map(|l| l.file).chain(catalogue.volumes().map(|v| v.file)).collect();
+            assert_eq!(catalogue.files.keys().copied().collect::<HashSet<Id>>(), named);
         }
     }
 

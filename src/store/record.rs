@@ -35,6 +35,9 @@ pub struct LayerRecord {
     pub size: u64,
     /// Every block below `size` is its own: there is no map.
     pub complete: bool,
+    /// Its map was durable at some time: if it is not there, or empty, it was lost.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mapped: bool,
     /// What its file looked like, while users can reach it by another name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stamp: Option<Stamp>,
@@ -43,7 +46,7 @@ pub struct LayerRecord {
 impl LayerRecord {
     /// A layer that is a whole file of `size` bytes.
     pub fn of_file(id: Id, size: u64, stamp: Option<Stamp>) -> LayerRecord {
-        LayerRecord { id, file: id, parent: None, overlap: 0, size, complete: true, stamp }
+        LayerRecord { id, file: id, parent: None, overlap: 0, size, complete: true, mapped: false, stamp }
     }
 }
 
@@ -80,6 +83,9 @@ pub struct VolumeRecord {
     /// Every block is its own: there is no map.
     #[serde(default)]
     pub complete: bool,
+    /// Its map was durable at some time: if it is not there, or empty, it was lost.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mapped: bool,
     /// Path of the volume it was cloned from, as it was called then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,

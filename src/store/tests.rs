@@ -24,6 +24,7 @@ fn volume(id: u64) -> Change {
         deepening: Default::default(),
         paused: false,
         doubtful: false,
+        mapped: false,
         path: String::new(),
     })
 }
