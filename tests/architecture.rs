@@ -110,3 +110,34 @@ fn the_architecture_names_every_module() {
         );
     }
 }
+
+/// Functions below the directories of tests.
+fn tests_of(directory: &Path, names: &mut String) {
+    for entry in std::fs::read_dir(directory).expect("directory").map(|entry| entry.expect("entry").path()) {
+        if entry.is_dir() {
+            tests_of(&entry, names);
+        } else if entry.extension().is_some_and(|e| e == "rs") {
+            names.push_str(&std::fs::read_to_string(&entry).expect("source"));
+        }
+    }
+}
+
+#[test]
+fn every_promise_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("docs/guarantees.md")).expect("docs/guarantees.md");
+    let mut sources = String::new();
+    for directory in ["tests", "src", "tools"] {
+        tests_of(&root.join(directory), &mut sources);
+    }
+    let words = page.split('`').skip(1).step_by(2);
+    let names: Vec<&str> = words
+        .filter(|word| {
+            word.contains('_') && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        })
+        .collect();
+    assert!(names.len() > 40, "{} names", names.len());
+    for name in names {
+        assert!(sources.contains(&format!("fn {name}(")), "docs/guarantees.md names {name}, which is no test");
+    }
+}

@@ -137,7 +137,9 @@ impl Layer {
         let (complete, present, parent) = (taken.complete, taken.present.clone(), taken.parent.clone());
         drop(taken);
         self.mapped.store(from.mapped(), Ordering::Release);
-        self.map_noted.store(from.mapped(), Ordering::Release);
+        self.map_records.store(from.map_records(), Ordering::Release);
+        // A frozen layer has its records counted anew; of a volume's the switch says that there is a map.
+        self.map_noted.store(from.mapped() && !self.frozen.load(Ordering::Acquire), Ordering::Release);
         let mut state = self.map.lock();
         let mut body = self.body.write();
         state.map = map;

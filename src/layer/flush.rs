@@ -105,6 +105,7 @@ impl Layer {
             self.latch(&e);
             Error::io("sync map", e).at(path())
         })?;
+        self.map_records.store(map.records(), Ordering::Release);
         self.mapped.store(true, Ordering::Release);
         let body = self.body.read();
         if map.rewrite_due(&body.present) {
@@ -115,6 +116,7 @@ impl Layer {
             drop(body);
             // A failure leaves the old log, which is as good.
             if map.rewrite(whole).is_ok() {
+                self.map_records.store(1, Ordering::Release);
                 // Old and new say the same, so this flush holds whichever a crash leaves; the next one needs the name.
                 state.names_dirty = true;
                 if self.sync_names(state).is_err() {

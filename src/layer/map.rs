@@ -115,14 +115,15 @@ pub fn read(fs: &dyn Fs, file: Id) -> Result<Option<(Presence, log::Scan)>> {
     })
 }
 
-/// The same, for a map that has been durable if `known`: then one that is missing or has no record is damage, as all
-/// that it said would be lost without a word.
-pub fn read_known(fs: &dyn Fs, file: Id, known: bool) -> Result<Option<(Presence, log::Scan)>> {
+/// The same, for a map of which at least so many records have been durable: if there are fewer it is damaged, as what
+/// it said would be lost without a word.
+pub fn read_known(fs: &dyn Fs, file: Id, least: u64) -> Result<Option<(Presence, log::Scan)>> {
     let found = read(fs, file)?;
-    if known && found.as_ref().is_none_or(|(_, scan)| scan.records.is_empty()) {
+    let records = found.as_ref().map_or(0, |(_, scan)| scan.records.len() as u64);
+    if records < least {
         return Err(Error::new(Kind::Damaged, "read map")
             .at(map_path(file))
-            .because("it is lost, or empty")
+            .because(format!("it has {records} records and had {least} at least"))
             .remedy("restore it from a backup, or delete the volume"));
     }
     Ok(found)
@@ -174,6 +175,11 @@ impl Map {
         self.log.file().sync_data()?;
         self.log.synced(self.log.sequence());
         Ok(())
+    }
+
+    /// Number of its records.
+    pub fn records(&self) -> u64 {
+        self.log.sequence()
     }
 
     /// Whether the log is so much longer than its content that a rewrite is worth it.

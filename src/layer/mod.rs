@@ -94,6 +94,8 @@ pub struct Layer {
     mapped: AtomicBool,
     /// The catalogue says so too.
     map_noted: AtomicBool,
+    /// Records of the map that are durable.
+    map_records: AtomicU64,
     /// Pieces that a scrub found damaged, see [`sums`].
     bad: RwLock<Vec<u32>>,
     any_bad: AtomicBool,
@@ -160,6 +162,7 @@ impl Layer {
             frozen: AtomicBool::new(false),
             mapped: AtomicBool::new(false),
             map_noted: AtomicBool::new(false),
+            map_records: AtomicU64::new(0),
             bad: RwLock::default(),
             any_bad: AtomicBool::new(false),
             owners: resolve::Cache::default(),
@@ -177,14 +180,16 @@ impl Layer {
         let body = layer.body.get_mut();
         body.complete = record.complete;
         if !record.complete {
-            let found = map::read_known(fs.as_ref(), record.file, record.mapped)?;
-            *layer.mapped.get_mut() = found.as_ref().is_some_and(|(_, scan)| !scan.records.is_empty());
+            let least = record.records.max(record.mapped.into());
+            let found = map::read_known(fs.as_ref(), record.file, least)?;
+            *layer.map_records.get_mut() = found.as_ref().map_or(0, |(_, scan)| scan.records.len() as u64);
+            *layer.mapped.get_mut() = *layer.map_records.get_mut() > 0;
             if let Some((presence, _)) = found {
                 body.present = presence.present;
                 check_data_exists(fs.as_ref(), body, record.size)?;
             }
         }
-        *layer.map_noted.get_mut() = record.mapped;
+        *layer.map_noted.get_mut() = record.records > 0;
         layer.load_bad(record.file)?;
         *layer.frozen.get_mut() = true;
         Ok(idle::register(layer))
@@ -200,7 +205,8 @@ impl Layer {
             // Like any file's, its size is that of the file.
             let path = data_path(record.file);
             *layer.size.get_mut() = fs.stat(&path).context("look at layer data", path)?.size;
-        } else if let Some((presence, scan)) = map::read_known(fs.as_ref(), record.file, record.mapped)? {
+        } else if let Some((presence, scan)) = map::read_known(fs.as_ref(), record.file, record.mapped.into())? {
+            *layer.map_records.get_mut() = scan.records.len() as u64;
             *layer.mapped.get_mut() = !scan.records.is_empty();
             body.present = presence.present;
             if let Some((size, overlap)) = presence.extent {
@@ -308,6 +314,16 @@ impl Layer {
         self.mapped.load(Ordering::Acquire)
     }
 
+    /// How many records of its map are durable.
+    pub fn map_records(&self) -> u64 {
+        self.map_records.load(Ordering::Acquire)
+    }
+
+    /// Whether it is frozen, and all of it durable.
+    pub fn at_rest(&self) -> bool {
+        self.frozen.load(Ordering::Acquire) && !self.is_dirty() && !self.adopting()
+    }
+
     /// Whether the catalogue has yet to be told that there is a map.
     pub fn map_unnoted(&self) -> bool {
         self.mapped() && !self.map_noted.load(Ordering::Acquire)
@@ -329,6 +345,7 @@ impl Layer {
             size: self.size(),
             complete: body.complete,
             mapped: self.mapped(),
+            records: 0,
             stamp: None,
         }
     }

@@ -90,6 +90,16 @@ impl Pool {
 
     /// The file is about to change: its stamp, if it has one from when it had a name, must be gone before.
     fn begin_adoption(&self, parent: &Layer) -> Result<bool> {
+        // Before the look at the record: from here on nobody counts its map's records, or closes its files.
+        parent.set_frozen(false);
+        let begun = self.unsettle(parent);
+        if !matches!(begun, Ok(true)) {
+            stays_frozen(parent);
+        }
+        begun
+    }
+
+    fn unsettle(&self, parent: &Layer) -> Result<bool> {
         let record = self.env.store.catalogue().layer(parent.id).cloned();
         let Some(mut record) = record else { return Ok(false) };
         if record.complete {
@@ -97,18 +107,17 @@ impl Pool {
             // the blocks of the heir.
             self.env.fs.sync_fs().context("sync filesystem", "")?;
         }
-        if record.stamp.take().is_some() {
+        // Its map may be written anew, too.
+        let counted = std::mem::take(&mut record.records) > 0;
+        if record.stamp.take().is_some() || counted {
             let number = self.env.store.commit(vec![Change::Layer(record)])?;
             self.env.store.sync(number)?;
         }
         self.forget_sums(parent)?;
-        parent.set_frozen(false);
-        let opened = parent.data_for_writing().and_then(|_| {
-            // The heir can grow, shrink and be written to: it needs a map.
-            parent.itemise();
-            parent.open_map()
-        });
-        opened.inspect_err(|_| stays_frozen(parent))?;
+        parent.data_for_writing()?;
+        // The heir can grow, shrink and be written to: it needs a map.
+        parent.itemise();
+        parent.open_map()?;
         Ok(true)
     }
 
@@ -193,6 +202,7 @@ impl Pool {
             record.overlap = overlap;
             record.complete = parent.complete();
             record.mapped = parent.mapped();
+            record.records = 0;
             vec![Change::DropLayer(parent.id), Change::Layer(record)]
         })?;
         let old = heir.take_files(parent);

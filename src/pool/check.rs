@@ -127,7 +127,7 @@ impl Check<'_> {
                 Err(e) => self.problem(path, format!("missing: {e}"), "restore it; its clones cannot be read"),
             }
         } else {
-            self.map(record.file, record.size, record.mapped);
+            self.map(record.file, record.size, record.records.max(record.mapped.into()));
         }
     }
 
@@ -151,8 +151,8 @@ impl Check<'_> {
     }
 
     /// Reads a map and compares it with the data file.
-    fn map(&mut self, file: Id, size: u64, known: bool) {
-        match map::read_known(self.fs, file, known) {
+    fn map(&mut self, file: Id, size: u64, least: u64) {
+        match map::read_known(self.fs, file, least) {
             Ok(None) => {}
             Ok(Some((presence, _))) => {
                 self.report.blocks += presence.present.len();
@@ -215,7 +215,7 @@ impl Check<'_> {
                             self.problem(data_path(record.file), format!("missing: {e}"), "restore it");
                         }
                     } else {
-                        self.map(record.file, record.size, record.mapped);
+                        self.map(record.file, record.size, record.mapped.into());
                     }
                 }
             }

@@ -65,7 +65,10 @@ impl Pool {
         let (volumes, layers): (Vec<Arc<Volume>>, Vec<Arc<Layer>>) = {
             let tables = self.tables.lock();
             let live = tables.volumes.values().filter_map(Weak::upgrade).chain(tables.unsettled.values().cloned());
-            (live.collect(), tables.layers.values().filter_map(Weak::upgrade).filter(|l| l.map_unnoted()).collect())
+            (
+                live.collect(),
+                tables.layers.values().filter_map(Weak::upgrade).filter(|l| l.map_unnoted() && l.at_rest()).collect(),
+            )
         };
         let top = |volume: &Arc<Volume>| match &*volume.gate().read() {
             State::Overlay(overlay) if overlay.top.map_unnoted() => Some((overlay.id, overlay.top.clone())),
@@ -82,8 +85,9 @@ impl Pool {
                 Some(Change::Volume(VolumeRecord { mapped: true, ..record.clone() }))
             };
             let of_layer = |layer: &Arc<Layer>| {
-                let record = catalogue.layer(layer.id).filter(|r| r.file == layer.file_id() && !r.mapped)?;
-                Some(Change::Layer(LayerRecord { mapped: !record.complete, ..record.clone() }))
+                let about = |r: &&LayerRecord| r.file == layer.file_id() && !r.complete && layer.at_rest();
+                let record = catalogue.layer(layer.id).filter(about)?;
+                Some(Change::Layer(LayerRecord { mapped: true, records: layer.map_records(), ..record.clone() }))
             };
             tops.iter().filter_map(of_top).chain(layers.iter().filter_map(of_layer)).collect()
         });

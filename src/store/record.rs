@@ -38,15 +38,22 @@ pub struct LayerRecord {
     /// Its map was durable at some time: if it is not there, or empty, it was lost.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub mapped: bool,
+    /// Records that its map had when it was known to be durable: it has no fewer. 0: not known.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub records: u64,
     /// What its file looked like, while users can reach it by another name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stamp: Option<Stamp>,
 }
 
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 impl LayerRecord {
     /// A layer that is a whole file of `size` bytes.
     pub fn of_file(id: Id, size: u64, stamp: Option<Stamp>) -> LayerRecord {
-        LayerRecord { id, file: id, parent: None, overlap: 0, size, complete: true, mapped: false, stamp }
+        LayerRecord { id, file: id, parent: None, overlap: 0, size, complete: true, mapped: false, records: 0, stamp }
     }
 }
 
