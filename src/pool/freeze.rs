@@ -249,6 +249,9 @@ impl Pool {
         tables.by_id.insert(prepared.id, Arc::downgrade(volume));
         tables.stubs.insert(prepared.key, prepared.id);
         tables.unsettled.insert(volume.serial, volume.clone());
+        drop(tables);
+        // Background work that came by meanwhile found no volume.
+        self.wake_background();
     }
 
     /// Takes a prepared stub back. The layer, if it was made for this, has no heir then and goes as such layers do.

@@ -227,6 +227,10 @@ impl Pool {
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
             Err(e) => return Err(Error::io("look at stub", e).at(path)),
         };
+        if self.tables.lock().stubs.get(&stat.key) != Some(&id) {
+            // It is being frozen: its stub is ready, but what it shows is still the file in whose place it will be put.
+            return Ok(None);
+        }
         let path = self.env.store.catalogue().volume(id).map_or(path, |r| PathBuf::from(&r.path));
         self.volume(stat.key, &path).map(Some)
     }
