@@ -109,7 +109,7 @@ pub struct CloneRequest {
 pub enum DeepenAction {
     /// Deepen this volume now, whatever the pool's policy is.
     Start,
-    /// Stop at the next durable point and stay stopped, also over restarts.
+    /// Stop at the next durable point and stay stopped: a volume also over restarts, the whole pool until it is unmounted.
     Pause,
     /// Undo `Pause`.
     Resume,
