@@ -106,6 +106,11 @@ impl Error {
         matches!(self.os_error(), Some(libc::ENOSPC | libc::EDQUOT))
     }
 
+    /// Whether it is for want of descriptors, of the process or of the machine.
+    pub fn is_out_of_files(&self) -> bool {
+        matches!(self.os_error(), Some(libc::EMFILE | libc::ENFILE))
+    }
+
     /// The errno that the caller of a system call on the mount gets.
     pub fn errno(&self) -> i32 {
         match self.kind {

@@ -78,18 +78,33 @@ impl Layer {
                 other => other?,
             };
             data.set_len(self.size())?;
-            if state.map.is_none() {
-                // A map without a block can still say how large the volume is.
-                let known = if self.mapped() { map::read(self.fs.as_ref(), file).ok().flatten() } else { None };
-                state.map = Some(match known {
-                    Some((_, scan)) => Map::resume(&self.fs, file, &scan)?,
-                    None => Map::create(&self.fs, file)?,
-                });
-            }
             Ok(data)
         })();
         state.names_dirty = true;
-        made.context("make layer data", &path)
+        let data = made.context("make layer data", &path)?;
+        self.ensure_map(state, file)?;
+        Ok(data)
+    }
+
+    /// Opens the map for appending: the one that there is, or a new one if none was ever durable. One that cannot be
+    /// read is never replaced by an empty one, whatever the reason.
+    pub(super) fn ensure_map<'a>(&self, state: &'a mut MapState, file: Id) -> Result<&'a mut Map> {
+        let map = match state.map.take() {
+            Some(map) => map,
+            None => {
+                let known = match self.mapped() {
+                    true => map::read_known(self.fs.as_ref(), file, 1)?,
+                    false => None,
+                };
+                state.names_dirty = true;
+                let path = crate::store::map_path(file);
+                match known {
+                    Some((_, scan)) => Map::resume(&self.fs, file, &scan).context("open map", path)?,
+                    None => Map::create(&self.fs, file).context("make map", path)?,
+                }
+            }
+        };
+        Ok(state.map.insert(map))
     }
 
     /// Turns "every block" into a set of blocks, so that a map can say from now on which ones there are, and the size.
@@ -136,7 +151,6 @@ impl Layer {
         let (file, data, writable) = (taken.file, taken.data.clone(), taken.data_writable);
         let (complete, present, parent) = (taken.complete, taken.present.clone(), taken.parent.clone());
         drop(taken);
-        self.mapped.store(from.mapped(), Ordering::Release);
         self.map_records.store(from.map_records(), Ordering::Release);
         // A frozen layer has its records counted anew; of a volume's the switch says that there is a map.
         self.map_noted.store(from.mapped() && !self.frozen.load(Ordering::Acquire), Ordering::Release);
@@ -158,14 +172,8 @@ impl Layer {
     pub fn open_map(&self) -> Result<()> {
         let mut state = self.map.lock();
         let file = self.body.read().file;
-        if state.map.is_none() && !self.complete() {
-            let scan = map::read(self.fs.as_ref(), file)?;
-            let map = match scan {
-                Some((_, scan)) => Map::resume(&self.fs, file, &scan),
-                None => Map::create(&self.fs, file),
-            };
-            state.names_dirty = true;
-            state.map = Some(map.context("open map", crate::store::map_path(file))?);
+        if !self.complete() {
+            self.ensure_map(&mut state, file)?;
         }
         Ok(())
     }

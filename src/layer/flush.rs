@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::map::{Delta, Map};
+use super::map::Delta;
 use super::{Latch, Layer, MapState};
 use crate::error::{Error, Result};
 use crate::store::{LAYERS, data_path};
@@ -87,12 +87,11 @@ impl Layer {
         let Some(delta) = delta else { return Ok(()) };
         let file = self.file_id();
         if state.map.is_none() {
-            // Only the size changed, and nothing was ever written: there is no map yet.
-            state.map = Some(Map::create(&self.fs, file).map_err(|e| self.failed("make map", e))?);
-            state.names_dirty = true;
+            // Only the size changed and nothing was ever written, or its descriptor was given back.
+            self.ensure_map(state, file)?;
             self.sync_names(state)?;
         }
-        let Some(map) = state.map.as_mut() else { return Ok(()) };
+        let map = self.ensure_map(state, file)?;
         let path = || crate::store::map_path(file);
         map.append(delta).map_err(|e| {
             if !matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) {
@@ -106,7 +105,6 @@ impl Layer {
             Error::io("sync map", e).at(path())
         })?;
         self.map_records.store(map.records(), Ordering::Release);
-        self.mapped.store(true, Ordering::Release);
         let body = self.body.read();
         if map.rewrite_due(&body.present) {
             // What is not durable yet must not get into the new log.

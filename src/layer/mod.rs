@@ -90,12 +90,10 @@ pub struct Layer {
     pins: AtomicUsize,
     /// Nothing is written to it any more.
     frozen: AtomicBool,
-    /// The map on disk has a record that is durable.
-    mapped: AtomicBool,
-    /// The catalogue says so too.
-    map_noted: AtomicBool,
-    /// Records of the map that are durable.
+    /// Records of the map on disk that are durable.
     map_records: AtomicU64,
+    /// The catalogue knows of them.
+    map_noted: AtomicBool,
     /// Pieces that a scrub found damaged, see [`sums`].
     bad: RwLock<Vec<u32>>,
     any_bad: AtomicBool,
@@ -160,7 +158,6 @@ impl Layer {
             adopting: AtomicBool::new(false),
             pins: AtomicUsize::new(0),
             frozen: AtomicBool::new(false),
-            mapped: AtomicBool::new(false),
             map_noted: AtomicBool::new(false),
             map_records: AtomicU64::new(0),
             bad: RwLock::default(),
@@ -180,16 +177,14 @@ impl Layer {
         let body = layer.body.get_mut();
         body.complete = record.complete;
         if !record.complete {
-            let least = record.records.max(record.mapped.into());
-            let found = map::read_known(fs.as_ref(), record.file, least)?;
+            let found = map::read_known(fs.as_ref(), record.file, record.records)?;
             *layer.map_records.get_mut() = found.as_ref().map_or(0, |(_, scan)| scan.records.len() as u64);
-            *layer.mapped.get_mut() = *layer.map_records.get_mut() > 0;
             if let Some((presence, _)) = found {
                 body.present = presence.present;
                 check_data_exists(fs.as_ref(), body, record.size)?;
             }
         }
-        *layer.map_noted.get_mut() = record.records > 0;
+        *layer.map_noted.get_mut() = *layer.map_records.get_mut() == record.records;
         layer.load_bad(record.file)?;
         *layer.frozen.get_mut() = true;
         Ok(idle::register(layer))
@@ -207,7 +202,6 @@ impl Layer {
             *layer.size.get_mut() = fs.stat(&path).context("look at layer data", path)?.size;
         } else if let Some((presence, scan)) = map::read_known(fs.as_ref(), record.file, record.mapped.into())? {
             *layer.map_records.get_mut() = scan.records.len() as u64;
-            *layer.mapped.get_mut() = !scan.records.is_empty();
             body.present = presence.present;
             if let Some((size, overlap)) = presence.extent {
                 *layer.size.get_mut() = size;
@@ -311,7 +305,7 @@ impl Layer {
 
     /// Whether its map has been durable: then a map that is not there was lost.
     pub fn mapped(&self) -> bool {
-        self.mapped.load(Ordering::Acquire)
+        self.map_records() > 0
     }
 
     /// How many records of its map are durable.
@@ -344,8 +338,8 @@ impl Layer {
             overlap: self.overlap(),
             size: self.size(),
             complete: body.complete,
-            mapped: self.mapped(),
-            records: 0,
+            // More may be in it, but it can still be written anew, as one.
+            records: self.mapped().into(),
             stamp: None,
         }
     }

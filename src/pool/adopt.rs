@@ -107,8 +107,9 @@ impl Pool {
             // the blocks of the heir.
             self.env.fs.sync_fs().context("sync filesystem", "")?;
         }
-        // Its map may be written anew, too.
-        let counted = std::mem::take(&mut record.records) > 0;
+        // Its map may be written anew, too, as one record.
+        let counted = record.records > 1;
+        record.records = record.records.min(1);
         if record.stamp.take().is_some() || counted {
             let number = self.env.store.commit(vec![Change::Layer(record)])?;
             self.env.store.sync(number)?;
@@ -201,8 +202,7 @@ impl Pool {
             record.parent = parent.parent().map(|p| p.id);
             record.overlap = overlap;
             record.complete = parent.complete();
-            record.mapped = parent.mapped();
-            record.records = 0;
+            record.records = parent.mapped().into();
             vec![Change::DropLayer(parent.id), Change::Layer(record)]
         })?;
         let old = heir.take_files(parent);

@@ -127,7 +127,7 @@ impl Check<'_> {
                 Err(e) => self.problem(path, format!("missing: {e}"), "restore it; its clones cannot be read"),
             }
         } else {
-            self.map(record.file, record.size, record.records.max(record.mapped.into()));
+            self.map(record.file, record.size, record.records);
         }
     }
 

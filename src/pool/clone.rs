@@ -85,7 +85,7 @@ impl Pool {
         }
         self.check_elsewhere(source)?;
         self.env.store.ensure()?;
-        self.limit_unsettled()?;
+        self.limit_unsettled();
         self.dissolve_empty(target)?;
         // The next write would have to wait for the freeze, and for its syncs: have them behind us.
         let _held = if source.writers() > 0 { self.freeze_open(source)? } else { None };

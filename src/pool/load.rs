@@ -14,13 +14,13 @@ use crate::store::stub_path;
 use crate::units::Id;
 use crate::volume::overlay::Overlay;
 use crate::volume::plain::Plain;
-use crate::volume::{Hooks, State, Volume, out_of_files};
+use crate::volume::{Hooks, State, Volume};
 
 impl Pool {
     /// The volume that the regular file `key` is, which is at `path`.
     pub fn volume(&self, key: FileKey, path: &Path) -> Result<Arc<Volume>> {
         match self.volume_once(key, path) {
-            Err(error) if out_of_files(&error) => {
+            Err(error) if error.is_out_of_files() => {
                 self.relieve();
                 self.volume_once(key, path)
             }

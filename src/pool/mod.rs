@@ -165,6 +165,7 @@ pub struct Pool {
     reflink: OnceLock<bool>,
     jobs: Mutex<HashMap<Id, report::Job>>,
     failures: Mutex<HashMap<Id, String>>,
+    /// Lock order: after `ops`, before the store's.
     scrub: Mutex<scrub::Scrub>,
     /// So many volumes may wait to be made durable; each of them holds a descriptor or two.
     most_unsettled: usize,
@@ -440,8 +441,6 @@ impl Hooks for Pool {
     }
 
     fn relieve(&self) {
-        if let Err(error) = self.flush() {
-            tracing::warn!("cannot make writes durable: {error}");
-        }
+        self.flush_quietly();
     }
 }

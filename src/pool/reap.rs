@@ -83,9 +83,7 @@ impl Pool {
             self.tables.lock().unsettled.insert(volume.serial, volume.clone());
         }
         self.bury(id);
-        if let Err(error) = self.limit_unsettled() {
-            tracing::warn!("cannot make writes durable: {error}");
-        }
+        self.limit_unsettled();
     }
 
     /// Lets go of new files that nobody has filled.

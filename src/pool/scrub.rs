@@ -229,17 +229,16 @@ impl Pool {
         }
     }
 
-    /// A layer has another file now, which has no checksums.
+    /// A layer has another file now, which has no checksums: what was learned of the old one counts no more.
     pub(super) fn sum_again(&self, layer: Id) {
-        self.scrub.lock().summed.remove(&layer);
+        let mut scrub = self.scrub.lock();
+        scrub.summed.remove(&layer);
+        scrub.current.take_if(|current| current.layer.id == layer);
     }
 
     /// A layer's file is about to change.
     pub(super) fn forget_sums(&self, layer: &Layer) -> Result<()> {
-        let mut scrub = self.scrub.lock();
-        scrub.summed.remove(&layer.id);
-        scrub.current.take_if(|current| current.layer.id == layer.id);
-        drop(scrub);
+        self.sum_again(layer.id);
         sums::forget(self.env.fs.as_ref(), layer.file_id())
     }
 }

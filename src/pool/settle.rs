@@ -14,17 +14,27 @@ use crate::volume::{State, Volume};
 /// From this many volumes on, one sync of the whole filesystem is cheaper than one of each.
 const MANY: usize = 8;
 
-/// A volume that is not durable holds up to three descriptors (stub, data, map): with these a good third of what this process can have.
+/// An eighth of the descriptors that this process can have: a volume that is not durable holds up to three of them, for
+/// its stub, its data and its map.
 pub(super) fn most_unsettled() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20);
     (limit / 8).max(1) as usize
 }
 
 impl Pool {
-    /// Waits for the background where too many volumes are not durable yet.
-    pub(super) fn limit_unsettled(&self) -> Result<()> {
+    /// Makes everything durable if too many volumes are not. What fails there is the affair of those that it is about.
+    pub(super) fn limit_unsettled(&self) {
         let many = self.tables.lock().unsettled.len() >= self.most_unsettled;
-        if many { self.flush() } else { Ok(()) }
+        if many {
+            self.flush_quietly();
+        }
+    }
+
+    /// Makes everything durable for the sake of descriptors, not of durability: a failure is not the caller's.
+    pub(super) fn flush_quietly(&self) {
+        if let Err(error) = self.flush() {
+            tracing::warn!("cannot make writes durable: {error}");
+        }
     }
 
     /// Makes everything written so far durable.
@@ -62,13 +72,10 @@ impl Pool {
     /// Has the catalogue know which layers have a map, so that a map that is lost later is missed. A failure, on a full
     /// disk perhaps, costs nothing but that knowledge.
     fn note_maps(&self) {
-        let (volumes, layers): (Vec<Arc<Volume>>, Vec<Arc<Layer>>) = {
+        let volumes = self.live_volumes();
+        let layers: Vec<Arc<Layer>> = {
             let tables = self.tables.lock();
-            let live = tables.volumes.values().filter_map(Weak::upgrade).chain(tables.unsettled.values().cloned());
-            (
-                live.collect(),
-                tables.layers.values().filter_map(Weak::upgrade).filter(|l| l.map_unnoted() && l.at_rest()).collect(),
-            )
+            tables.layers.values().filter_map(Weak::upgrade).filter(|l| l.map_unnoted() && l.at_rest()).collect()
         };
         let top = |volume: &Arc<Volume>| match &*volume.gate().read() {
             State::Overlay(overlay) if overlay.top.map_unnoted() => Some((overlay.id, overlay.top.clone())),
@@ -87,7 +94,7 @@ impl Pool {
             let of_layer = |layer: &Arc<Layer>| {
                 let about = |r: &&LayerRecord| r.file == layer.file_id() && !r.complete && layer.at_rest();
                 let record = catalogue.layer(layer.id).filter(about)?;
-                Some(Change::Layer(LayerRecord { mapped: true, records: layer.map_records(), ..record.clone() }))
+                Some(Change::Layer(LayerRecord { records: layer.map_records(), ..record.clone() }))
             };
             tops.iter().filter_map(of_top).chain(layers.iter().filter_map(of_layer)).collect()
         });
@@ -98,13 +105,15 @@ impl Pool {
 
     /// Volumes in memory that hold something which is not durable.
     fn dirty_volumes(&self) -> Vec<Arc<Volume>> {
-        let open: Vec<Arc<Volume>> = {
-            let tables = self.tables.lock();
-            let live = tables.volumes.values().filter_map(Weak::upgrade);
-            live.chain(tables.unsettled.values().cloned()).collect()
-        };
+        self.live_volumes().into_iter().filter(|volume| volume.is_dirty()).collect()
+    }
+
+    /// Volumes in memory, each once.
+    fn live_volumes(&self) -> Vec<Arc<Volume>> {
         let mut seen = std::collections::HashSet::new();
-        open.into_iter().filter(|v| seen.insert(v.serial) && v.is_dirty()).collect()
+        let tables = self.tables.lock();
+        let live = tables.volumes.values().filter_map(Weak::upgrade).chain(tables.unsettled.values().cloned());
+        live.filter(|volume| seen.insert(volume.serial)).collect()
     }
 
     /// After a sync: the text of a new stub can be written, and the volume need not be kept in memory.

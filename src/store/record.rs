@@ -35,9 +35,6 @@ pub struct LayerRecord {
     pub size: u64,
     /// Every block below `size` is its own: there is no map.
     pub complete: bool,
-    /// Its map was durable at some time: if it is not there, or empty, it was lost.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub mapped: bool,
     /// Records that its map had when it was known to be durable: it has no fewer. 0: not known.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub records: u64,
@@ -53,7 +50,7 @@ fn is_zero(number: &u64) -> bool {
 impl LayerRecord {
     /// A layer that is a whole file of `size` bytes.
     pub fn of_file(id: Id, size: u64, stamp: Option<Stamp>) -> LayerRecord {
-        LayerRecord { id, file: id, parent: None, overlap: 0, size, complete: true, mapped: false, records: 0, stamp }
+        LayerRecord { id, file: id, parent: None, overlap: 0, size, complete: true, records: 0, stamp }
     }
 }
 

@@ -105,7 +105,7 @@ pub(super) fn read_pool_file(fs: &dyn Fs) -> Result<Option<PoolFile>> {
 }
 
 /// Without its file a pool is made anew when it is needed; but not over records that are there.
-fn pool_file_lost(fs: &dyn Fs) -> Result<Option<String>> {
+pub(super) fn pool_file_lost(fs: &dyn Fs) -> Result<Option<String>> {
     let lines = read(fs, CATALOGUE).context("read catalogue", CATALOGUE)?;
     let records = lines.as_deref().map(catalogue::salvage).unwrap_or_default().catalogue;
     let any = records.volume_count() + records.layer_count() > 0;
@@ -268,9 +268,14 @@ pub fn initialise(fs: &dyn Fs, inner: &mut Inner) -> Result<()> {
         fs.sync_dir(Path::new(dir)).context("make metadata directory", dir)?;
     }
     let pool = PoolFile::new();
-    let bytes =
-        serde_json::to_vec_pretty(&pool).map_err(|e| Error::new(Kind::Invalid, "encode pool file").because(e))?;
-    persist(fs, Path::new(POOL), &bytes)?;
+    write_pool_file(fs, &pool)?;
     *inner = Inner { pool: Some(pool), ..fresh };
     Ok(())
+}
+
+/// Writes the file that makes a directory a pool, durably.
+pub(super) fn write_pool_file(fs: &dyn Fs, pool: &PoolFile) -> Result<()> {
+    let bytes =
+        serde_json::to_vec_pretty(pool).map_err(|e| Error::new(Kind::Invalid, "encode pool file").because(e))?;
+    persist(fs, Path::new(POOL), &bytes)
 }

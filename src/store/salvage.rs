@@ -7,17 +7,16 @@
 //! | the first line of the catalogue | all records that verify | whether there were more |
 //! | a record of the journal | what the others say | which volumes the missing one was about: all become doubtful |
 
-use std::path::Path;
 use std::sync::Arc;
 
 use super::catalogue::{self, Catalogue};
 use super::log::{self, Flaw};
 use super::record::Change;
 use super::recover::{self, read};
-use super::{CATALOGUE, FORMAT, Inner, JOURNAL, JOURNAL_MAGIC, POOL, PoolFile, persist};
-use crate::error::{Context, Error, Kind, Result};
+use super::{CATALOGUE, FORMAT, Inner, JOURNAL, JOURNAL_MAGIC, PoolFile};
+use crate::error::{Context, Kind, Result};
 use crate::io::Fs;
-use crate::units::{BLOCK, Id};
+use crate::units::Id;
 
 /// What was read.
 #[derive(Default)]
@@ -49,11 +48,10 @@ pub fn salvage(fs: &dyn Fs) -> Result<Salvaged> {
     let journal = read(fs, JOURNAL).context("read journal", JOURNAL)?;
     // A pool that was being made when the machine stopped has no record yet; it is made again when it is needed.
     if !pool_file && found.lost.is_empty() {
-        let records = lines.as_deref().map(catalogue::salvage).unwrap_or_default().catalogue;
-        if records.volume_count() + records.layer_count() == 0 {
-            return Ok(found);
+        match recover::pool_file_lost(fs)? {
+            None => return Ok(found),
+            Some(why) => found.lost.push(why),
         }
-        found.lost.push(format!("{POOL}: it is missing"));
     }
     found.read_catalogue(lines);
     found.read_journal(journal);
@@ -83,7 +81,7 @@ impl Salvaged {
         // Without a generation from the catalogue, the journal's own header says which one it is of; its changes are
         // whole records, so it does no harm to apply those that the catalogue has already.
         let generation = if self.generation > 0 { self.generation } else { own.unwrap_or(0) };
-        self.generation = generation.max(own.map_or(0, |salt| salt + 1)).max(self.generation);
+        self.generation = generation.max(own.map_or(0, |salt| salt + 1));
         let records = match log::scan(&bytes, JOURNAL_MAGIC, generation) {
             Ok(scan) => scan.records,
             Err(Flaw::Foreign) if own.is_some_and(|salt| salt < generation) => return,
@@ -109,11 +107,8 @@ impl Salvaged {
 
     /// Writes what was read as the new metadata of the pool `id`. The old files must have been kept before.
     pub fn write(self, fs: &Arc<dyn Fs>, id: Id) -> Result<()> {
-        let pool = PoolFile { format: FORMAT, id, block_size: BLOCK };
-        let bytes =
-            serde_json::to_vec_pretty(&pool).map_err(|e| Error::new(Kind::Invalid, "encode pool file").because(e))?;
         let mut inner = Inner { catalogue: self.catalogue, generation: self.generation, ..Inner::empty() };
         recover::write_checkpoint(fs.as_ref(), &mut inner)?;
-        persist(fs.as_ref(), Path::new(POOL), &bytes)
+        recover::write_pool_file(fs.as_ref(), &PoolFile { id, ..PoolFile::new() })
     }
 }

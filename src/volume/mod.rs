@@ -207,10 +207,15 @@ impl Volume {
             State::Overlay(overlay) => overlay.read(offset, buf),
             State::Broken { why, .. } => Err(Volume::broken(why)),
         };
-        match once() {
-            Err(error) if out_of_files(&error) => {
+        self.with_relief(&mut once)
+    }
+
+    /// Tries again, once, after descriptors were given back.
+    fn with_relief<T>(&self, attempt: &mut dyn FnMut() -> Result<T>) -> Result<T> {
+        match attempt() {
+            Err(error) if error.is_out_of_files() => {
                 self.env.hooks()?.relieve();
-                once()
+                attempt()
             }
             other => other,
         }
@@ -218,13 +223,7 @@ impl Volume {
 
     /// Runs `change` with the gate held shared, after a plain file with clones was frozen.
     fn change<T>(self: &Arc<Self>, change: impl Fn(&State) -> Result<T>) -> Result<T> {
-        match self.change_once(&change) {
-            Err(error) if out_of_files(&error) => {
-                self.env.hooks()?.relieve();
-                self.change_once(&change)
-            }
-            other => other,
-        }
+        self.with_relief(&mut || self.change_once(&change))
     }
 
     fn change_once<T>(self: &Arc<Self>, change: impl Fn(&State) -> Result<T>) -> Result<T> {
@@ -408,9 +407,4 @@ impl Volume {
     pub fn punch_plain(file: &FileRef, offset: u64, len: u64) -> std::io::Result<()> {
         punch(file, offset, len)
     }
-}
-
-/// Whether a call failed because the process, or the machine, has no descriptor left.
-pub fn out_of_files(error: &Error) -> bool {
-    matches!(error.os_error(), Some(libc::EMFILE | libc::ENFILE))
 }

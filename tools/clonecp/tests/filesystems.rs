@@ -159,7 +159,9 @@ fn trees_are_copied_as_cp_copies_them_on_every_filesystem() {
         "-p ro su b t",
     ];
     for kind in ["ext4", "xfs", "btrfs"] {
-        let Some(mounted) = Mounted::new("trees", kind, "") else { continue };
+        // Of two names of one file, the one copied first keeps its time of access and the reading changes the other's:
+        // which one that is depends on the order of inodes, so reading changes nothing here.
+        let Some(mounted) = Mounted::new("trees", kind, "noatime") else { continue };
         let mut calls: Vec<Call> = lines.iter().map(|line| Call::line(line)).collect();
         calls.extend(lines.iter().map(|line| Call { as_nobody: true, ..Call::line(line) }));
         compare_all_in(&mounted.path, &format!("trees on {kind}"), &calls, &|at| zoo::build(at));
