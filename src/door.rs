@@ -48,6 +48,9 @@ pub const CHECK: &str = "user.clonefs.check";
 pub const CLONE_FROM: &str = "user.clonefs.clone-from";
 /// On an empty regular file: a [`CloneRequest`] as JSON.
 pub const CLONE: &str = "user.clonefs.clone";
+/// On a member of a group, the file that one [`CLONE`] of it was about: a [`GroupRequest`] as JSON. Carries out all
+/// requests of the group, as of one moment, and returns when they are durable.
+pub const GROUP: &str = "user.clonefs.group";
 /// On a regular file, or a directory for the whole pool (root only): a [`DeepenRequest`] as JSON, or just the word
 /// `start`, `pause` or `resume`.
 pub const DEEPEN: &str = "user.clonefs.deepen";
@@ -101,6 +104,19 @@ pub struct CloneRequest {
     /// Return only when the clone is durable.
     #[serde(default)]
     pub sync: bool,
+    /// Not now but with all others of this group, when [`GROUP`] says so. A name that nobody else can guess.
+    #[serde(default)]
+    pub group: Option<String>,
+}
+
+/// What [`GROUP`] takes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupRequest {
+    /// Its name.
+    pub group: String,
+    /// How many requests belong to it: if the daemon knows of another number, nothing is done.
+    pub members: usize,
 }
 
 /// What to do with background work.

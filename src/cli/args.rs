@@ -136,7 +136,7 @@ pub struct InitArgs {
 #[command(
     after_help = examples::CLONE,
     override_usage = "clonefs clone [OPTIONS] SRC [DST]\n       clonefs clone [OPTIONS] SRC... DIR/\n       \
-                      clonefs clone [OPTIONS] SRC --count N 'NAME{}'"
+                      clonefs clone [OPTIONS] SRC --count N 'NAME{}'\n       clonefs clone [OPTIONS] --group SRC... NEWDIR"
 )]
 pub struct CloneArgs {
     /// Files to clone, then the name of the clone or an existing directory. Without a destination the clone of FILE
@@ -161,6 +161,10 @@ pub struct CloneArgs {
     /// Clone directory trees
     #[arg(short, long, alias = "archive", conflicts_with = "size")]
     pub recursive: bool,
+    /// Clone all files as of one moment, into a new directory that appears when it is complete; durable, and all or
+    /// nothing. With -r every tree is cloned as of one moment by itself
+    #[arg(short, long, conflicts_with_all = ["count", "recursive", "size", "force"])]
+    pub group: bool,
     /// Make N clones; {} in the destination becomes 1 to N, {:03} gives 001, 002, ...
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub count: Option<u32>,

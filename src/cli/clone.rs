@@ -13,7 +13,7 @@ use super::failure::{Failure, Outcome, note};
 use super::progress::{Meter, Unit};
 use super::template::Template;
 use super::{deepen, interrupt, text};
-use crate::client::{self, CloneOptions, Directory, Draft, Source, Target, clone_file, clone_tree};
+use crate::client::{self, CloneOptions, Directory, Draft, Source, Target, clone_file, clone_group_into, clone_tree};
 use crate::door::{DeepenAction, DeepenRequest, VolumeState};
 use crate::error::{Context, Error, Kind, Result};
 
@@ -29,6 +29,10 @@ pub fn clone(args: CloneArgs) -> Outcome {
         wait(&made)?;
     }
     if args.json {
+        if let Destination::Group(_) = plan.destination {
+            let rows = plan.sources.iter().zip(made.iter().flat_map(Made::volumes));
+            return text::print_json(&rows.map(|(source, path)| Row::of_group(source, &path)).collect::<Vec<_>>());
+        }
         return text::print_json(&made.iter().map(Row::new).collect::<Vec<_>>());
     }
     match plan.destination {
@@ -57,6 +61,8 @@ enum Destination {
     As(PathBuf),
     /// Under so many names.
     Series(Template, u32),
+    /// All as of one moment, into this new directory.
+    Group(PathBuf),
 }
 
 impl Plan {
@@ -66,6 +72,12 @@ impl Plan {
             (Some(count), [source, template]) => {
                 let template = Template::parse(template.as_os_str()).map_err(Failure::Usage)?;
                 plan(std::slice::from_ref(source), Destination::Series(template, count))
+            }
+            (None, [sources @ .., last]) if args.group && !sources.is_empty() => {
+                plan(sources, Destination::Group(last.clone()))
+            }
+            (None, _) if args.group => {
+                Err(Failure::Usage("--group takes files and the name of a new directory".into()))
             }
             (Some(_), _) => Err(Failure::Usage("--count takes one source and a name such as 'vm{}.img'".into())),
             (None, [source]) => plan(std::slice::from_ref(source), Destination::Beside),
@@ -124,8 +136,12 @@ impl Work<'_> {
 
     /// Makes everything as drafts, then publishes them. An error before that leaves nothing behind.
     fn run(mut self, plan: &Plan) -> Result<Vec<Made>> {
+        if let Destination::Group(directory) = &plan.destination {
+            self.group(&plan.sources, directory)?;
+        }
         for path in &plan.sources {
             match &plan.destination {
+                Destination::Group(_) => {}
                 Destination::Beside => self.beside(path)?,
                 Destination::Into(dir) => {
                     let target = self.target_in(dir, own_name(path)?)?;
@@ -142,7 +158,8 @@ impl Work<'_> {
                 }
             }
         }
-        let sync = self.args.sync;
+        // A group is durable before it has a name, and the name is durable when the command returns.
+        let sync = self.args.sync || self.args.group;
         self.drafts.into_iter().map(|(draft, made)| draft.publish(sync).map(|_| made)).collect()
     }
 
@@ -173,6 +190,20 @@ impl Work<'_> {
         let made =
             Made { source: source.path().to_path_buf(), path: target.path(), files: vec![PathBuf::new()], copied };
         self.drafts.push((draft, made));
+        Ok(())
+    }
+
+    fn group(&mut self, paths: &[PathBuf], directory: &Path) -> Result<()> {
+        let target = self.target(directory)?;
+        target.check().map_err(|error| match error.kind() {
+            Kind::Exists => error.remedy("a group gets its name in one step: name a directory that does not exist"),
+            _ => error,
+        })?;
+        let sources = paths.iter().map(|path| Source::open(path)).collect::<Result<Vec<_>>>()?;
+        let draft = clone_group_into(&sources, &target, &self.options)?;
+        let names = paths.iter().map(|path| PathBuf::from(path.file_name().unwrap_or_default())).collect();
+        let source = paths.first().cloned().unwrap_or_default();
+        self.drafts.push((draft, Made { source, path: target.path(), files: names, copied: false }));
         Ok(())
     }
 
@@ -279,6 +310,11 @@ struct Row {
 }
 
 impl Row {
+    fn of_group(source: &Path, path: &Path) -> Row {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        Row { source: text(source), path: text(path), shared: true, files: 1 }
+    }
+
     fn new(made: &Made) -> Row {
         Row {
             source: made.source.to_string_lossy().into_owned(),

@@ -38,7 +38,9 @@ Examples:
   clonefs clone base.img vm1.img --size 40G
   clonefs clone base.img data.img vms/     several into a directory
   clonefs clone base.img --count 100 'vm{:03}.img'
-  clonefs clone -r golden/ lab1            a directory tree
+  clonefs clone -r golden/ lab1            a directory tree, as of one moment
+  clonefs clone --group os.img data.img snap1
+                                           several files as of one moment, into the new directory snap1
   clonefs clone /elsewhere/base.img .      from outside of the pool: copied, with a progress bar
   clonefs clone base.img                   makes base.img-clone and prints that name
 

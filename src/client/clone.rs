@@ -59,7 +59,11 @@ pub(super) fn fill(
         copy_in::copy(source, file, options.size.unwrap_or(source.size()), progress)?;
     } else {
         let CloneOptions { size, no_deepen, sync, .. } = *options;
-        doors::clone(file, &CloneRequest { token: source.token()?, size, no_deepen, sync }, source.path())?;
+        doors::clone(
+            file,
+            &CloneRequest { token: source.token()?, size, no_deepen, sync, group: None },
+            source.path(),
+        )?;
     }
     finish(source, target, file, options)
 }

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 
 use super::{mounts, xattr};
-use crate::door::{self, CloneRequest, DeepenRequest, PoolStatus, VolumeInfo};
+use crate::door::{self, CloneRequest, DeepenRequest, GroupRequest, PoolStatus, VolumeInfo};
 use crate::error::{Error, Kind, Result};
 use crate::pool::check::Report;
 
@@ -83,6 +83,12 @@ pub fn token(source: impl AsFd, path: &Path) -> Result<String> {
 pub fn clone(target: impl AsFd, request: &CloneRequest, source: &Path) -> Result<()> {
     let json = encode("clone", source, request)?;
     xattr::fset(target, OsStr::new(door::CLONE), &json).map_err(|e| clone_failed(source, e))
+}
+
+/// Carries out the requests of a group, of which the open file is a member. `what` stands for it in messages.
+pub fn carry_out(member: impl AsFd, request: &GroupRequest, what: &Path) -> Result<()> {
+    let json = encode("clone a group", what, request)?;
+    xattr::fset(member, OsStr::new(door::GROUP), &json).map_err(|e| clone_failed(what, e))
 }
 
 /// The error for a file that should lie on a clonefs mount and does not.

@@ -7,6 +7,7 @@ mod attributes;
 mod clone;
 mod copy_in;
 pub mod doors;
+mod group;
 mod mounts;
 mod place;
 mod source;
@@ -17,6 +18,7 @@ mod xattr;
 
 pub use clone::{CloneOptions, clone_file, copy_file};
 pub use doors::{check, deepen, info, not_here, status};
+pub use group::{Staged, clone_group_into};
 pub use mounts::{Mount, mount_at, mount_over, mounts};
 pub use place::{Directory, Draft, Target};
 pub use source::Source;

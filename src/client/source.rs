@@ -96,6 +96,11 @@ impl Source {
         &self.attributes
     }
 
+    /// The same, of a source that is needed for nothing else any more.
+    pub(super) fn into_attributes(self) -> Attributes {
+        self.attributes
+    }
+
     /// A token for it that is valid now.
     pub(super) fn token(&self) -> Result<String> {
         let mut kept = self.token.borrow_mut();

@@ -1,4 +1,8 @@
-//! A directory tree cloned: directories, links and special files as `cp -a` makes them, every regular file a clone.
+//! A directory tree cloned: directories, links and special files as `cp -a` makes them, every regular file a clone, and
+//! all of them as of one moment.
+//!
+//! First everything is made, empty. Then the files become clones, all at once. Then, from the leaves up, files and
+//! directories get their attributes.
 //!
 //! The tree grows under a hidden name and gets its own when it is complete. Everything is opened relative to the open
 //! directory above it and never through a symbolic link, so that nobody can lead the walk elsewhere.
@@ -14,6 +18,7 @@ use rustix::io::Errno;
 
 use super::attributes::{Apply, Attributes, kept_mode, times};
 use super::clone::{check, fill};
+use super::group::Group;
 use super::place::Make;
 use super::{CloneOptions, Draft, Progress, Source, Target, doors};
 use crate::error::{Error, Kind, Result};
@@ -34,8 +39,21 @@ pub fn clone_tree(source: &Path, target: &Target, options: &CloneOptions, progre
     refuse_itself(&top, target, source)?;
     let (draft, root) = Draft::create(target, Make::DirectoryHidden)?;
     let options = CloneOptions { keep_times: true, size: None, ..*options };
-    let mut walk = Walk { target, options, progress, root: &root, links: HashMap::new(), files: Vec::new(), copied: 0 };
+    let mut walk = Walk {
+        target,
+        options,
+        progress,
+        root: &root,
+        links: HashMap::new(),
+        more_names: Vec::new(),
+        group: Group::default(),
+        unfinished: Vec::new(),
+        files: Vec::new(),
+        copied: 0,
+    };
     walk.directory(&top, source, &root, Path::new(""))?;
+    std::mem::take(&mut walk.group).commit(source)?;
+    walk.finish()?;
     let Walk { files, copied, .. } = walk;
     Ok(Tree { draft, files, copied })
 }
@@ -47,8 +65,21 @@ struct Walk<'a> {
     root: &'a OwnedFd,
     /// First name in the new tree of each file that has several in the old one.
     links: HashMap<(u64, u64), PathBuf>,
+    /// Its other names, with the first.
+    more_names: Vec<(PathBuf, PathBuf)>,
+    /// Files that are to become clones.
+    group: Group,
+    /// What has yet to get its attributes, what is in a directory before the directory.
+    unfinished: Vec<Unfinished>,
     files: Vec<PathBuf>,
     copied: usize,
+}
+
+/// A file or directory that was made.
+struct Unfinished {
+    below: PathBuf,
+    directory: bool,
+    attributes: Attributes,
 }
 
 /// One name of the tree while it is being copied.
@@ -64,7 +95,7 @@ struct Item<'a> {
 }
 
 impl Walk<'_> {
-    /// Copies what the directory `from` holds into the new directory `to`, then its attributes.
+    /// Makes what the directory `from` holds in the new directory `to`.
     fn directory(&mut self, from: &OwnedFd, shown: &Path, to: &OwnedFd, below: &Path) -> Result<()> {
         let look = |e| doors::failed("read directory", shown, e);
         for entry in Dir::read_from(from).map_err(look)? {
@@ -82,10 +113,31 @@ impl Walk<'_> {
         let stat = rustix::fs::fstat(from).map_err(look)?;
         let attributes =
             Attributes::read(from, &stat).map_err(|e| doors::failed("read the attributes of", shown, e))?;
-        let apply = Apply { drop_acl: self.target.dir.gives_acl(), times: true };
-        attributes.apply(to, apply).map_err(|e| self.cannot_make(below, e))?;
-        if self.options.sync {
-            rustix::fs::fsync(to).map_err(|e| self.cannot_make(below, e))?;
+        self.unfinished.push(Unfinished { below: below.to_path_buf(), directory: true, attributes });
+        Ok(())
+    }
+
+    /// Gives everything its attributes. Until then nobody but the caller can have come into the tree.
+    fn finish(&self) -> Result<()> {
+        for (first, below) in &self.more_names {
+            let linked = rustix::fs::linkat(self.root, first, self.root, below, AtFlags::empty());
+            linked.map_err(|e| self.cannot_make(below, e))?;
+        }
+        for one in &self.unfinished {
+            let failed = |e| self.cannot_make(&one.below, e);
+            let (kind, name) = match (one.directory, one.below.as_os_str()) {
+                (true, below) if below.is_empty() => (OFlags::RDONLY | OFlags::DIRECTORY, OsStr::new(".")),
+                (true, below) => (OFlags::RDONLY | OFlags::DIRECTORY, below),
+                (false, below) => (OFlags::WRONLY, below),
+            };
+            let flags = kind | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(self.root, name, flags, Mode::empty()).map_err(failed)?;
+            let apply = Apply { drop_acl: self.target.dir.gives_acl(), times: true };
+            one.attributes.apply(&file, apply).map_err(failed)?;
+            // The names in it must be durable before its own can be.
+            if one.directory || self.options.sync {
+                rustix::fs::fsync(&file).map_err(failed)?;
+            }
         }
         Ok(())
     }
@@ -102,8 +154,9 @@ impl Walk<'_> {
         if item.stat.st_nlink > 1 {
             let inode = (item.stat.st_dev, item.stat.st_ino);
             if let Some(first) = self.links.get(&inode) {
-                return rustix::fs::linkat(self.root, first, item.to_dir, item.name, AtFlags::empty())
-                    .map_err(|e| self.cannot_make(&item.below, e));
+                // Not yet: what is to become a clone has one name.
+                self.more_names.push((first.clone(), item.below));
+                return Ok(());
             }
             self.links.insert(inode, item.below.clone());
         }
@@ -121,8 +174,14 @@ impl Walk<'_> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(item.to_dir, item.name, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|e| self.cannot_make(&item.below, e))?;
-        fill(&source, self.target, &file, &self.options, self.progress)?;
-        self.copied += usize::from(source.copied_because()?.is_some());
+        if source.copied_because()?.is_some() {
+            fill(&source, self.target, &file, &self.options, self.progress)?;
+            self.copied += 1;
+        } else {
+            self.group.add(&source, file, &self.options)?;
+            let attributes = source.into_attributes();
+            self.unfinished.push(Unfinished { below: item.below.clone(), directory: false, attributes });
+        }
         self.files.push(item.below);
         Ok(())
     }

@@ -30,7 +30,7 @@ pub(super) struct Moment {
     pub size: u64,
     /// Layers that may hold data that is not durable yet, lowest first.
     pub pending: Vec<Arc<Layer>>,
-    changes: Vec<Change>,
+    pub(super) changes: Vec<Change>,
     /// The overlay that it is a moment of; it must still exist when the changes are committed.
     of: Option<Id>,
     after: After,
@@ -47,7 +47,7 @@ enum After {
 }
 
 /// Each attempt fails only if the last heir of the layer goes at that very moment.
-const ATTEMPTS: usize = 16;
+pub(super) const ATTEMPTS: usize = 16;
 
 impl Pool {
     /// Why no clone can be made here, if so.
@@ -98,7 +98,7 @@ impl Pool {
             target_gate = target.gate().write();
             source_gate = source.gate().write();
         }
-        let empty = self.check_target(target, &target_gate)?;
+        let empty = check_target(target, &target_gate, 1)?;
         let Some(moment) = self.moment(source, &mut source_gate)? else {
             if options.no_copy {
                 return Err(Error::new(Kind::Unsupported, "clone").at(source.path()).because("it has several names"));
@@ -136,23 +136,6 @@ impl Pool {
         {
             names.flush_cached(source.key());
         }
-    }
-
-    /// The destination must be an empty plain file with one name.
-    fn check_target<'a>(&self, target: &Volume, gate: &'a State) -> Result<&'a Plain> {
-        let refuse = |why: &'static str| {
-            let remedy = "a clone goes into a new, empty file";
-            Err(Error::new(Kind::Exists, "clone").at(target.path()).because(why).remedy(remedy))
-        };
-        let State::Plain(plain) = gate else { return refuse("the destination is not empty") };
-        let stat = plain.file.stat().context("look at destination", target.path())?;
-        if stat.size != 0 || plain.shared.is_some() {
-            return refuse("the destination is not empty");
-        }
-        if stat.nlink != 1 {
-            return refuse("the destination has more than one name, or none");
-        }
-        Ok(plain)
     }
 
     /// Freezes a volume, whose gate is held exclusively, at this moment. `None`: it is a file of several names, which
@@ -248,15 +231,7 @@ impl Pool {
         moment: &Moment,
         options: &CloneOptions,
     ) -> Result<Overlay> {
-        let size = options.size.unwrap_or(moment.size);
-        if size < moment.size && options.visible.is_none() {
-            return Err(Error::new(Kind::Invalid, "clone")
-                .at(target.path())
-                .because(format!("{size} bytes is less than the source has ({})", moment.size)));
-        }
-        if size > MAX_VOLUME {
-            return Err(Error::new(Kind::TooLarge, "clone").at(target.path()).remedy("a volume has at most 16T"));
-        }
+        let size = clone_size(target, moment.size, options)?;
         let (id, top_id) = (new_id(), new_id());
         let pool = self.env.store.pool_id().ok_or_else(|| Error::new(Kind::Damaged, "clone"))?;
         stub::mark(empty.file.as_ref(), pool, id)?;
@@ -265,25 +240,12 @@ impl Pool {
             return Err(Error::io("link stub", error).at(target.path()));
         }
         let overlap = moment.visible.min(blocks(moment.size)).min(options.visible.unwrap_or(u64::MAX));
-        let record = VolumeRecord {
-            id,
-            top: top_id,
-            file: top_id,
-            parent: moment.layer.as_ref().map(|l| l.id),
-            overlap,
-            size,
-            complete: false,
-            origin: Some(source.path().to_string_lossy().into_owned()),
-            source: false,
-            deepening: if options.no_deepen { Deepening::Never } else { Deepening::Pool },
-            paused: false,
-            doubtful: false,
-            mapped: false,
-            path: target.path().to_string_lossy().into_owned(),
-        };
+        let parent = moment.layer.as_ref().map(|l| l.id);
+        let record = clone_record((id, top_id), (source, target), parent, (overlap, size), options);
         let committed = {
             let _ops = self.ops.lock();
-            self.check_layer_lives(moment).and_then(|()| self.commit_changes(moment, Some(Change::Volume(record))))
+            self.check_layer_lives(moment)
+                .and_then(|()| self.commit_changes(moment.changes.iter().cloned().chain([Change::Volume(record)])))
         };
         let number = committed.inspect_err(|_| {
             let _ = self.env.fs.unlink(&stub_path(id));
@@ -294,7 +256,7 @@ impl Pool {
     }
 
     /// Under `ops`: neither the source nor the layer has been given up in the meantime.
-    fn check_layer_lives(&self, moment: &Moment) -> Result<()> {
+    pub(super) fn check_layer_lives(&self, moment: &Moment) -> Result<()> {
         let catalogue = self.env.store.catalogue();
         if moment.of.is_some_and(|id| catalogue.volume(id).is_none()) {
             return Err(Error::new(Kind::NotFound, "clone").because("the source has been deleted"));
@@ -306,10 +268,9 @@ impl Pool {
         Ok(())
     }
 
-    /// Commits the changes of a moment and what follows from it. What the user has said of the source since the moment
+    /// Commits the changes of moments and what follows from them. What the user has said of a source since the moment
     /// was taken (paused, say) stays.
-    fn commit_changes(&self, moment: &Moment, more: Option<Change>) -> Result<u64> {
-        let changes = moment.changes.iter().cloned().chain(more);
+    pub(super) fn commit_changes(&self, changes: impl Iterator<Item = Change>) -> Result<u64> {
         self.env.store.commit_with(|catalogue| {
             let current = |change| match change {
                 Change::Volume(mut record) => {
@@ -330,7 +291,7 @@ impl Pool {
             let _ops = self.ops.lock();
             self.check_layer_lives(&moment).and_then(|()| match moment.changes.is_empty() {
                 true => Ok(0),
-                false => self.commit_changes(&moment, None),
+                false => self.commit_changes(moment.changes.iter().cloned()),
             })
         };
         match committed {
@@ -346,14 +307,14 @@ impl Pool {
     }
 
     /// What a moment that was not committed left behind.
-    fn abandon(&self, moment: &Moment) {
+    pub(super) fn abandon(&self, moment: &Moment) {
         if let After::Shared(layer) = &moment.after {
             let _ = self.env.fs.unlink(&data_path(layer.id));
         }
     }
 
     /// Puts the source into the state that the committed moment describes.
-    fn apply_after(&self, source: &Arc<Volume>, gate: &mut State, moment: Moment, number: u64) {
+    pub(super) fn apply_after(&self, source: &Arc<Volume>, gate: &mut State, moment: Moment, number: u64) {
         match (moment.after, gate) {
             (After::Shared(layer), State::Plain(plain)) => {
                 let mut tables = self.tables.lock();
@@ -410,6 +371,63 @@ impl Moment {
         let (layer, visible) = (Some(layer), blocks(size));
         Moment { layer, visible, size, pending, changes: Vec::new(), of: None, after: After::Same }
     }
+}
+
+/// The size of a clone of something of `size` bytes.
+pub(super) fn clone_size(target: &Volume, size: u64, options: &CloneOptions) -> Result<u64> {
+    let wanted = options.size.unwrap_or(size);
+    if wanted < size && options.visible.is_none() {
+        return Err(Error::new(Kind::Invalid, "clone")
+            .at(target.path())
+            .because(format!("{wanted} bytes is less than the source has ({size})")));
+    }
+    if wanted > MAX_VOLUME {
+        return Err(Error::new(Kind::TooLarge, "clone").at(target.path()).remedy("a volume has at most 16T"));
+    }
+    Ok(wanted)
+}
+
+/// The record of a new clone: its identity and that of its top layer, `overlap` blocks of `parent`, and its size.
+pub(super) fn clone_record(
+    (id, top): (Id, Id),
+    (source, target): (&Volume, &Volume),
+    parent: Option<Id>,
+    (overlap, size): (u64, u64),
+    options: &CloneOptions,
+) -> VolumeRecord {
+    VolumeRecord {
+        id,
+        top,
+        file: top,
+        parent,
+        overlap,
+        size,
+        complete: false,
+        origin: Some(source.path().to_string_lossy().into_owned()),
+        source: false,
+        deepening: if options.no_deepen { Deepening::Never } else { Deepening::Pool },
+        paused: false,
+        doubtful: false,
+        mapped: false,
+        path: target.path().to_string_lossy().into_owned(),
+    }
+}
+
+/// The destination must be an empty plain file of so many links.
+pub(super) fn check_target<'a>(target: &Volume, gate: &'a State, links: u64) -> Result<&'a Plain> {
+    let refuse = |why: &'static str| {
+        let remedy = "a clone goes into a new, empty file";
+        Err(Error::new(Kind::Exists, "clone").at(target.path()).because(why).remedy(remedy))
+    };
+    let State::Plain(plain) = gate else { return refuse("the destination is not empty") };
+    let stat = plain.file.stat().context("look at destination", target.path())?;
+    if stat.size != 0 || plain.shared.is_some() {
+        return refuse("the destination is not empty");
+    }
+    if stat.nlink != links {
+        return refuse("the destination has more than one name, or none");
+    }
+    Ok(plain)
 }
 
 /// Copies a file of several names, with all writes to it held up: slow, and correct.

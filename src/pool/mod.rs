@@ -11,6 +11,7 @@ mod dissolve;
 mod elsewhere;
 mod finish;
 mod freeze;
+mod group;
 mod load;
 mod lock;
 pub mod names;
@@ -25,6 +26,7 @@ pub mod stub;
 mod walk;
 
 pub use finish::Finished;
+pub use group::Member;
 pub use schedule::Prospect;
 
 use std::collections::{HashMap, HashSet, VecDeque};

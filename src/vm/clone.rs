@@ -12,7 +12,9 @@ use super::image::{self, Layer};
 use super::plan::{Mode, NewDomain, NewFile, NewImage, Plan, target};
 use super::pools;
 use super::undo::Undo;
-use crate::client::{self, CloneOptions, Progress, Source, WaitProgress, clone_file, copy_file, until_independent};
+use crate::client::{
+    self, CloneOptions, Progress, Source, Staged, Target, WaitProgress, clone_file, copy_file, until_independent,
+};
 use crate::door::{DeepenAction, DeepenRequest, VolumeState};
 use crate::error::{Error, Kind, Result};
 
@@ -57,6 +59,9 @@ pub struct MadeDisk {
     /// The clone's image.
     pub path: Option<PathBuf>,
 }
+
+/// A file of a clone, what it is a clone of, and how.
+type GroupFile<'a> = (&'a Source, Target, CloneOptions);
 
 impl Plan<'_> {
     /// Makes what was planned.
@@ -104,14 +109,19 @@ impl Plan<'_> {
         let open =
             |image: &NewImage| image.files.iter().map(|file| Source::open(&file.from)).collect::<Result<Vec<_>>>();
         let sources: Vec<Vec<Source>> = first.images.iter().map(open).collect::<Result<_>>()?;
-        let frozen = Frozen::begin(self.virsh, &self.domain.uuid, self.hold())?;
-        for (image, sources) in first.images.iter().zip(&sources) {
-            for (n, (file, source)) in image.files.iter().zip(sources).enumerate() {
-                self.make_file(image, n, file, source, undo, progress)?;
+        let suspended = match self.as_group(first, &sources)? {
+            Some(files) => self.make_group(first, &files, undo)?,
+            None => {
+                let frozen = Frozen::begin(self.virsh, &self.domain.uuid, self.hold())?;
+                for (image, sources) in first.images.iter().zip(&sources) {
+                    for (n, (file, source)) in image.files.iter().zip(sources).enumerate() {
+                        self.make_file(image, n, file, source, undo, progress)?;
+                    }
+                }
+                first.parts.iter().try_for_each(|part| part.copy(undo))?;
+                frozen.end()?
             }
-        }
-        first.parts.iter().try_for_each(|part| part.copy(undo))?;
-        let suspended = frozen.end()?;
+        };
         self.domain.still_off(self.virsh)?;
         for clone in others {
             progress.check()?;
@@ -132,6 +142,47 @@ impl Plan<'_> {
         Ok(suspended)
     }
 
+    /// The files of a clone, if the pool can clone them as of one moment: then nothing has to be held still for them.
+    fn as_group<'a>(&self, clone: &NewDomain, sources: &'a [Vec<Source>]) -> Result<Option<Vec<GroupFile<'a>>>> {
+        let mut files = Vec::new();
+        for (image, sources) in clone.images.iter().zip(sources) {
+            for (n, (file, source)) in image.files.iter().zip(sources).enumerate() {
+                if file.copied || source.copied_because()?.is_some() {
+                    return Ok(None);
+                }
+                files.push((source, target(&file.to.path)?, self.clone_options(image, n, file)));
+            }
+        }
+        let one_pool = files.windows(2).all(|pair| pair[0].1.dir.device() == pair[1].1.dir.device());
+        Ok(Some(files).filter(|files| files.len() > 1 && one_pool))
+    }
+
+    /// Clones them. The machine is suspended only for what is no file of the pool (NVRAM, TPM).
+    fn make_group(&self, clone: &NewDomain, files: &[GroupFile], undo: &mut Undo) -> Result<Option<Duration>> {
+        let members: Vec<_> = files.iter().map(|(source, target, options)| (*source, target, *options)).collect();
+        let mut staged = Staged::new(&members)?;
+        let hold = self.hold();
+        let hold = super::freeze::Hold { suspend: hold.suspend && !clone.parts.is_empty(), ..hold };
+        let frozen = Frozen::begin(self.virsh, &self.domain.uuid, hold)?;
+        staged.commit()?;
+        clone.parts.iter().try_for_each(|part| part.copy(undo))?;
+        let suspended = frozen.end()?;
+        for draft in staged.finish()? {
+            undo.file(&draft.publish(false)?);
+        }
+        Ok(suspended)
+    }
+
+    fn clone_options(&self, image: &NewImage, number: usize, file: &NewFile) -> CloneOptions {
+        let raw = number == 0 && file.to.format == "raw";
+        CloneOptions {
+            size: image.size.filter(|_| raw),
+            no_deepen: self.options.mode == Mode::Linked,
+            sync: false,
+            keep_times: false,
+        }
+    }
+
     fn make_file(
         &self,
         image: &NewImage,
@@ -141,13 +192,7 @@ impl Plan<'_> {
         undo: &mut Undo,
         progress: &mut dyn Observer,
     ) -> Result<()> {
-        let raw = number == 0 && file.to.format == "raw";
-        let options = CloneOptions {
-            size: image.size.filter(|_| raw),
-            no_deepen: self.options.mode == Mode::Linked,
-            sync: false,
-            keep_times: false,
-        };
+        let options = self.clone_options(image, number, file);
         let mut tell = |done, total| progress.copying(&file.from, done, total);
         let tell: Progress = &mut tell;
         let target = target(&file.to.path)?;

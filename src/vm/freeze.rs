@@ -1,8 +1,8 @@
 //! One instant for all disks of a running domain.
 //!
-//! A clone of one disk is of one instant by itself. For several there is no door of the pool that clones them in one
-//! step, so the machine is suspended for the few milliseconds that the clones take: nothing is written between the
-//! first and the last. `virsh` is connected before and stays so, and what suspends also resumes, whatever happens.
+//! Files of one pool are cloned as of one instant while the machine runs. Where some lie elsewhere (a second pool, NVRAM,
+//! a TPM) the machine is suspended while they are cloned and copied: nothing is written between the first and the last.
+//! `virsh` is connected before and stays so, and what suspends also resumes, whatever happens.
 
 use std::time::{Duration, Instant};
 

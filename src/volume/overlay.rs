@@ -359,7 +359,7 @@ impl Syncing {
 }
 
 /// The change that makes a layer's stamp firm, if there is one to make.
-fn firm_stamp(catalogue: &Catalogue, layer: Id) -> Vec<Change> {
+pub fn firm_stamp(catalogue: &Catalogue, layer: Id) -> Vec<Change> {
     let Some(mut record) = catalogue.layer(layer).cloned() else { return Vec::new() };
     match &mut record.stamp {
         Some(stamp) if !stamp.firm => stamp.firm = true,

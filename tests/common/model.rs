@@ -74,6 +74,8 @@ pub struct Model {
     names: BTreeMap<Name, Vec<Option<Number>>>,
     /// The same when only the daemon dies.
     alive: BTreeMap<Name, Vec<Option<Number>>>,
+    /// A group of clones that is being made: they are there together or not at all.
+    pub group: Vec<Number>,
     /// Clones that were acknowledged: a daemon that dies does not take them along.
     acknowledged: usize,
 }
@@ -159,6 +161,7 @@ impl Model {
 
     /// An operation was acknowledged.
     pub fn acknowledged(&mut self) {
+        self.group.clear();
         self.acknowledged = self.volumes.len();
         for history in self.alive.values_mut() {
             history.drain(..history.len() - 1);
@@ -171,6 +174,7 @@ impl Model {
     /// After an operation that failed: what is found must be what was before it or what it would have made, and is
     /// from now on what there is.
     pub fn failed(&mut self, found: &Found) -> Result<(), String> {
+        self.whole_group(found)?;
         if let Some(name) = found.keys().find(|n| !self.alive.contains_key(n)) {
             return Err(format!("v{name} was never made"));
         }
@@ -206,6 +210,7 @@ impl Model {
 
     /// Whether a crash may leave this.
     pub fn explains(&self, found: &Found, killed: bool) -> Result<(), String> {
+        self.whole_group(found)?;
         let names = if killed { &self.alive } else { &self.names };
         if let Some(name) = found.keys().find(|n| !names.contains_key(n)) {
             return Err(format!("v{name} was never made"));
@@ -220,6 +225,18 @@ impl Model {
             }
         }
         Ok(())
+    }
+
+    /// Of a group that is being made all or none are clones; the others are empty files, or not there.
+    fn whole_group(&self, found: &Found) -> Result<(), String> {
+        let is_there = |number: &&Number| {
+            let place = self.names.iter().find(|(_, history)| history.last() == Some(&Some(**number)));
+            place.is_some_and(|(name, _)| found.get(name).is_some_and(|bytes| !bytes.is_empty()))
+        };
+        match self.group.iter().filter(is_there).count() {
+            there if there == 0 || there == self.group.len() => Ok(()),
+            there => Err(format!("{there} of a group of {} are there", self.group.len())),
+        }
     }
 
     fn explains_name(

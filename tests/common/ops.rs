@@ -44,12 +44,14 @@ pub enum Op {
     CloneOver(Name, Name),
     /// Holds a point in time and reads it, as an export does.
     Export(Name),
+    /// Clones 0 and 1 as 5 and 6, as of one moment.
+    Group,
 }
 
 use Op::*;
 
 /// The operations of the exhaustive run.
-pub const ALL: [Op; 27] = [
+pub const ALL: [Op; 28] = [
     Write(0),
     Write(1),
     Append(1),
@@ -77,10 +79,11 @@ pub const ALL: [Op; 27] = [
     Rename(1, 0),
     Rename(0, 1),
     CopyRange(0, 2),
+    Group,
 ];
 
 /// More, for long random sequences.
-pub const MORE: [Op; 23] = [
+pub const MORE: [Op; 27] = [
     CloneOver(0, 1),
     CloneOver(1, 0),
     CloneOver(1, 2),
@@ -104,6 +107,10 @@ pub const MORE: [Op; 23] = [
     Keep,
     SyncDir,
     Checkpoint,
+    Write(5),
+    Fsync(6),
+    Unlink(5),
+    Unlink(6),
 ];
 
 /// What is there before a sequence begins; all of it is synced.

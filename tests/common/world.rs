@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 use clonefs::io::{Fs, Open, Rename};
-use clonefs::pool::{CloneOptions, Names, Pool, PoolOptions};
+use clonefs::pool::{CloneOptions, Member, Names, Pool, PoolOptions};
 use clonefs::units::Id;
 use clonefs::volume::fill::Filling;
 use clonefs::volume::{State, Volume};
@@ -173,6 +173,7 @@ impl World {
             Op::Clone(from, to) | Op::CloneDurably(from, to) | Op::CopyRange(from, to) => has(from) && !has(to),
             Op::Rename(from, to) => has(from) && from != to,
             Op::CloneOver(from, to) => has(from) && has(to),
+            Op::Group => has(0) && has(1) && !has(5) && !has(6),
             Op::AdoptFrozen | Op::Keep | Op::SyncDir | Op::Checkpoint | Op::Kill => true,
             Op::Close(name) => self.open.contains_key(&name),
             Op::Write(n) | Op::Append(n) | Op::Fsync(n) | Op::Fill(n) | Op::Adopt(n) | Op::Finish(n) => has(n),
@@ -200,6 +201,7 @@ impl World {
             Op::Clone(from, to) => self.clone(from, to, false),
             Op::CloneDurably(from, to) => self.clone(from, to, true),
             Op::CloneOver(from, to) => self.clone_over(from, to),
+            Op::Group => self.group(),
             Op::Fill(name) => fill(&pool, &self.open(name, false)?, 16 << 10).map(drop).map_err(text),
             Op::Adopt(name) => pool.adopt_parent(&self.open(name, false)?, &|| false).map(drop).map_err(text),
             Op::AdoptFrozen => adopt_frozen(&pool),
@@ -276,6 +278,12 @@ impl World {
                     self.model.synced_names();
                 }
             }
+            Op::Group => {
+                for name in [5, 6] {
+                    let number = self.model.get(name).expect("it was just made");
+                    self.model.synced(number, true);
+                }
+            }
             Op::SyncDir => self.model.synced_names(),
             _ => {}
         }
@@ -349,6 +357,19 @@ impl World {
         let target = self.create(to)?;
         let options = CloneOptions { sync, ..CloneOptions::default() };
         self.pool.clone_volume(&source, &target, &options).map_err(text)
+    }
+
+    fn group(&mut self) -> Outcome {
+        let mut members = Vec::new();
+        for (from, to) in [(0, 5), (1, 6)] {
+            // Durable before it is there at all, so it can be nothing but what the source is now.
+            let now = self.model.now(from).expect("it is there").clone();
+            let source = self.open(from, false)?;
+            let number = self.model.create(to, vec![now]);
+            self.model.group.push(number);
+            members.push(Member { source, target: self.create(to)?, options: CloneOptions::default() });
+        }
+        self.pool.clone_group(&members).map_err(text)
     }
 
     fn clone_over(&mut self, from: Name, to: Name) -> Outcome {

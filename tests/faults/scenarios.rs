@@ -53,6 +53,8 @@ pub const ALL: &[Scenario] = &[
     ("clone an overlay", BOTH, Do(CloneDurably(1, 2))),
     ("clone an overlay that is being written", DIRTY, Do(Clone(1, 3))),
     ("clone an overlay that is untouched", CLONED, Do(Clone(1, 2))),
+    ("clone a group", CLONED, Do(Group)),
+    ("clone a group that is being written", DIRTY, Do(Group)),
     ("copy a clone by ranges", BOTH, Do(CopyRange(1, 2))),
     ("clone over an overlay", BOTH, Do(CloneOver(0, 1))),
     ("clone over a file that is being written", DIRTY, Do(CloneOver(2, 0))),

@@ -61,22 +61,18 @@ fn all_disks_of_a_live_clone_are_of_one_instant() {
     // Each record is written to the first disk, and only when that is done to the second.
     host.define(&tiny.domain("gold", "job=pair", &disks.concat()));
     host.virsh_ok("start gold");
-    let mut stalls = Vec::new();
     for number in 1..=clones() {
         let last = tiny.acknowledged("gold");
         wait_until(|| tiny.acknowledged("gold") > last + 10);
         let acknowledged = tiny.acknowledged("gold");
         let made = host.clonefs_ok(&format!("domain clone gold c{number} --live --json"));
         let made: serde_json::Value = serde_json::from_str(&made).expect("JSON");
-        stalls.push(made[0]["suspended_ms"].as_f64().expect("it was suspended"));
+        assert!(made[0]["suspended_ms"].is_null(), "its disks lie in one pool: nothing has to be held still");
         let (first, whole) = records(&host.read(&host.pool(&format!("c{number}-vda.img"))));
         let (second, whole_too) = records(&host.read(&host.pool(&format!("c{number}-vdb.img"))));
         assert!(whole && whole_too, "{first} {second}");
         assert!(second >= acknowledged && (second == first || second + 1 == first), "{acknowledged} {first} {second}");
     }
-    stalls.sort_by(f64::total_cmp);
-    let at = |percent: usize| stalls[(stalls.len() - 1) * percent / 100];
-    eprintln!("{} clones, suspended for (ms): median {:.1}, p99 {:.1}, all {stalls:.1?}", stalls.len(), at(50), at(99));
     assert_eq!(host.virsh_ok("domstate gold").trim(), "running");
 }
 

@@ -90,6 +90,7 @@ impl NameTree {
         let kind = self.kind(id)?;
         match (kind, name.to_str().unwrap_or_default()) {
             (FileKind::File, door::CLONE) => self.clone_by_request(id, value, caller),
+            (FileKind::File, door::GROUP) => self.carry_out_group(value, caller),
             (FileKind::File, door::CLONE_FROM) => self.clone_by_path(id, value, caller),
             (FileKind::File | FileKind::Directory, door::DEEPEN) => self.deepen(id, kind, value, caller),
             (FileKind::Directory, door::FLUSH) => self.flush(value, caller),
@@ -110,8 +111,11 @@ impl NameTree {
     fn clone_by_request(&self, target: u64, value: &[u8], caller: &Caller) -> Result<()> {
         let request: CloneRequest = serde_json::from_slice(value).map_err(|e| bad_request("clone", e))?;
         let source = self.pool.redeem(&request.token)?;
-        let CloneRequest { size, no_deepen, sync, .. } = request;
+        let CloneRequest { size, no_deepen, sync, group, .. } = request;
         let options = CloneOptions { size, no_deepen, sync, ..CloneOptions::default() };
+        if let Some(group) = group {
+            return self.join_group(group, &source, target, options, caller);
+        }
         self.clone_into(&source, target, &options, caller)
     }
 
@@ -333,7 +337,7 @@ fn number_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
-fn administrators_only(what: &'static str, caller: &Caller) -> Result<()> {
+pub(super) fn administrators_only(what: &'static str, caller: &Caller) -> Result<()> {
     if caller.is_administrator() { Ok(()) } else { Err(Error::new(Kind::Permission, what)) }
 }
 
@@ -341,6 +345,6 @@ fn no_such_attribute() -> Error {
     errno("read a virtual attribute", libc::ENODATA)
 }
 
-fn bad_request(what: &'static str, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+pub(super) fn bad_request(what: &'static str, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::new(Kind::Invalid, what).because(cause)
 }

@@ -12,6 +12,7 @@ mod attributes;
 mod caller;
 mod copying;
 mod doors;
+mod groups;
 mod handle;
 mod table;
 mod tree;
@@ -32,6 +33,7 @@ pub use table::ROOT;
 pub use tree::{Creation, Found, Listed};
 pub use xattr::{get_takes_long, set_may_wait};
 
+use self::groups::Groups;
 use self::handle::Handles;
 use self::table::Table;
 use super::{Names, Pool};
@@ -83,6 +85,8 @@ pub struct NameTree {
     directories: [RwLock<()>; STRIPES],
     table: Mutex<Table>,
     handles: Handles,
+    /// Groups that were begun.
+    groups: Mutex<Groups>,
     kernel: OnceLock<Box<dyn Kernel>>,
 }
 
@@ -100,6 +104,7 @@ impl NameTree {
             namespace: RwLock::new(()),
             directories: [const { RwLock::new(()) }; STRIPES],
             handles: Handles::default(),
+            groups: Mutex::default(),
             kernel: OnceLock::new(),
         };
         Ok(Arc::new(tree))

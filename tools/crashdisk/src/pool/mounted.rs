@@ -106,7 +106,7 @@ impl Files for ThroughMount {
             return copy_whole(&file, &target, len).context("clone", self.dir.at(to));
         }
         let token = doors::token(file.as_fd(), &source)?;
-        let request = CloneRequest { token, size: how.size, no_deepen: how.no_deepen, sync: how.durable };
+        let request = CloneRequest { token, size: how.size, no_deepen: how.no_deepen, sync: how.durable, group: None };
         doors::clone(target.as_fd(), &request, &source)
     }
 
