@@ -44,7 +44,7 @@ pub enum Op {
     CloneOver(Name, Name),
     /// Holds a point in time and reads it, as an export does.
     Export(Name),
-    /// Clones 0 and 1 as 5 and 6, as of one moment.
+    /// Clones 0 and 1 as 6 and 7, as of one moment.
     Group,
 }
 
@@ -107,9 +107,9 @@ pub const MORE: [Op; 27] = [
     Keep,
     SyncDir,
     Checkpoint,
-    Write(5),
-    Fsync(6),
-    Unlink(5),
+    Write(6),
+    Fsync(7),
+    Unlink(7),
     Unlink(6),
 ];
 

@@ -173,7 +173,7 @@ impl World {
             Op::Clone(from, to) | Op::CloneDurably(from, to) | Op::CopyRange(from, to) => has(from) && !has(to),
             Op::Rename(from, to) => has(from) && from != to,
             Op::CloneOver(from, to) => has(from) && has(to),
-            Op::Group => has(0) && has(1) && !has(5) && !has(6),
+            Op::Group => has(0) && has(1) && !has(6) && !has(7),
             Op::AdoptFrozen | Op::Keep | Op::SyncDir | Op::Checkpoint | Op::Kill => true,
             Op::Close(name) => self.open.contains_key(&name),
             Op::Write(n) | Op::Append(n) | Op::Fsync(n) | Op::Fill(n) | Op::Adopt(n) | Op::Finish(n) => has(n),
@@ -279,7 +279,7 @@ impl World {
                 }
             }
             Op::Group => {
-                for name in [5, 6] {
+                for name in [6, 7] {
                     let number = self.model.get(name).expect("it was just made");
                     self.model.synced(number, true);
                 }
@@ -361,7 +361,7 @@ impl World {
 
     fn group(&mut self) -> Outcome {
         let mut members = Vec::new();
-        for (from, to) in [(0, 5), (1, 6)] {
+        for (from, to) in [(0, 6), (1, 7)] {
             // Durable before it is there at all, so it can be nothing but what the source is now.
             let now = self.model.now(from).expect("it is there").clone();
             let source = self.open(from, false)?;
