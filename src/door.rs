@@ -28,6 +28,8 @@ pub const UNIQUE_BYTES: &str = "user.clonefs.unique-bytes";
 pub const SHARED_BYTES: &str = "user.clonefs.shared-bytes";
 /// All of the above in one [`VolumeInfo`], as JSON.
 pub const INFO: &str = "user.clonefs.info";
+/// What it takes on disk, alone and with others: a [`VolumeUsage`] as JSON.
+pub const USAGE: &str = "user.clonefs.usage";
 /// A token that stands for this file as the source of a clone, see [`CloneRequest::token`]. Each read makes a new one.
 /// Whoever can read the attribute can read the file.
 pub const TOKEN: &str = "user.clonefs.token";
@@ -206,6 +208,39 @@ pub struct VolumeInfo {
     pub queued: bool,
     /// Why it is `failed`, or what is wrong with it.
     pub error: Option<String>,
+}
+
+/// What one volume takes. All numbers are bytes; `own`, `shared`, `freed` and `disk` are what the backing filesystem
+/// says that data files take (`st_blocks`), the others count blocks of 4 KiB.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeUsage {
+    /// Its owner.
+    pub uid: u32,
+    /// Size.
+    pub size: u64,
+    /// Blocks that are in its own file, holes included.
+    pub present: u64,
+    /// On disk, in files that no other volume reads.
+    pub own: u64,
+    /// On disk, in files that other volumes read too.
+    pub shared: u64,
+    /// On disk, what comes free when it is deleted: nothing while it has another name.
+    pub freed: u64,
+    /// What deepening has still to copy, at most: blocks of other files that it shows and that are no holes there.
+    pub independence: u64,
+    /// The files that it reads. To add volumes up, count each of them once.
+    pub pieces: Vec<Piece>,
+}
+
+/// Data files that are read by the same volumes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Piece {
+    /// Identity; empty for a plain file that nobody else reads.
+    pub id: String,
+    /// Bytes on disk.
+    pub disk: u64,
+    /// Volumes that read it.
+    pub readers: u64,
 }
 
 /// One piece of background work.

@@ -23,6 +23,7 @@ mod scrub;
 mod settle;
 mod startup;
 pub mod stub;
+mod usage;
 mod walk;
 
 pub use finish::Finished;
@@ -169,6 +170,7 @@ pub struct Pool {
     failures: Mutex<HashMap<Id, String>>,
     /// Lock order: after `ops`, before the store's.
     scrub: Mutex<scrub::Scrub>,
+    counted: usage::Counted,
     /// So many volumes may wait to be made durable; each of them holds a descriptor or two.
     most_unsettled: usize,
 }
@@ -209,6 +211,7 @@ impl Pool {
             jobs: Mutex::default(),
             failures: Mutex::default(),
             scrub: Mutex::default(),
+            counted: usage::Counted::default(),
             most_unsettled: settle::most_unsettled(),
         });
         let weak: Weak<dyn Hooks> = Arc::downgrade(&(pool.clone() as Arc<dyn Hooks>));

@@ -46,6 +46,7 @@ impl NameTree {
 
     fn describe_volume(&self, id: u64, name: &str) -> Result<Vec<u8>> {
         let text: fn(VolumeInfo) -> String = match name {
+            door::USAGE => return json(&self.pool.usage(&self.volume(id)?)?),
             door::INFO => return json(&self.pool.info(&self.volume(id)?)?),
             door::STATE => |info| info.state.word().to_owned(),
             door::PROGRESS => |info| format_percent(info.progress),
