@@ -304,6 +304,9 @@ pub struct PoolStatus {
     pub paused: bool,
     /// Limit of background work in bytes a second, 0 for none.
     pub rate_limit: u64,
+    /// How full the backing filesystem is, and what follows from it.
+    #[serde(default)]
+    pub space: SpaceStatus,
     /// Overlays.
     pub overlays: u64,
     /// Frozen layers.
@@ -317,6 +320,48 @@ pub struct PoolStatus {
     /// The present or last scrub.
     #[serde(default)]
     pub scrub: Option<ScrubStatus>,
+}
+
+/// What follows from how full the filesystem is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Level {
+    /// Nothing.
+    #[default]
+    Fine,
+    /// A warning.
+    Warn,
+    /// Nothing is copied in the background.
+    StopDeepening,
+    /// Nothing is cloned either.
+    RefuseClones,
+}
+
+impl Level {
+    /// In words.
+    pub fn says(self) -> &'static str {
+        match self {
+            Level::Fine => "below all watermarks",
+            Level::Warn => "room is running out",
+            Level::StopDeepening => "deepening has stopped",
+            Level::RefuseClones => "clones are refused, deepening has stopped",
+        }
+    }
+}
+
+/// How full the backing filesystem is, and the watermarks.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SpaceStatus {
+    /// Percent in use of what users can have, as df(1) shows it.
+    pub used_percent: u64,
+    /// What follows from it.
+    pub level: Level,
+    /// Watermarks as text, such as `90%` or `20G left`; `None`: not set.
+    pub warn: Option<String>,
+    /// From here on nothing is copied in the background.
+    pub stop_deepening: Option<String>,
+    /// From here on nothing is cloned.
+    pub refuse_clones: Option<String>,
 }
 
 /// How far a scrub has come, and what it has found.

@@ -43,6 +43,8 @@ pub enum Kind {
     NewerFormat,
     /// Another process serves this pool.
     Locked,
+    /// There is not enough room on the disk for it, by a limit that was set.
+    NoSpace,
     /// Asked to stop before the work was done.
     Interrupted,
 }
@@ -125,6 +127,7 @@ impl Error {
             Kind::ReadOnly => libc::EROFS,
             Kind::CrossPool => libc::EXDEV,
             Kind::Damaged | Kind::Changed | Kind::Latched | Kind::NewerFormat => libc::EIO,
+            Kind::NoSpace => libc::ENOSPC,
             Kind::Interrupted => libc::EINTR,
         }
     }
@@ -174,6 +177,7 @@ impl Kind {
             Kind::Latched => "an earlier write or sync failed",
             Kind::NewerFormat => "written by a newer clonefs",
             Kind::Locked => "in use by another clonefs",
+            Kind::NoSpace => "not enough room",
             Kind::Interrupted => "interrupted",
         }
     }

@@ -44,6 +44,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Show which volumes share blocks with which
     Tree(TreeArgs),
+    /// Show what volumes take on disk, alone and with others, and what they can still ask for
+    Usage(UsageArgs),
     /// Write a volume, as it is at this moment, to an image file
     Export(ExportArgs),
     /// Make a volume from an image file
@@ -229,6 +231,26 @@ pub struct TreeArgs {
     /// Directory or volume [default: the mount that the current directory is on]
     #[arg(value_hint = ValueHint::AnyPath)]
     pub path: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = examples::USAGE)]
+pub struct UsageArgs {
+    /// Directory or volume [default: the mount that the current directory is on]
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub path: Option<PathBuf>,
+    /// Add up by owner, or by the directories below PATH
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub by: Option<By>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum By {
+    Uid,
+    Tree,
 }
 
 #[derive(Debug, Args)]

@@ -18,6 +18,9 @@ Examples:
   clonefs mount /srv/vms -o allow_other    for virtual machines that run as another user
   clonefs mount /srv/vms --deepen manual   clones stay overlays until clonefs deepen
   clonefs mount /srv/vms --rate 200M       background copies take no more than 200 MiB/s
+  clonefs mount /srv/vms -o warn=80%,stop-deepening=90%,refuse-clones=20G
+
+The watermarks of the last example are shares in use or sizes left free; see docs/cli.md.
 
 Returns when the mount answers. clonefs unmount, SIGTERM and SIGINT end it in good order.";
 
@@ -82,6 +85,17 @@ Examples:
   clonefs tree /srv/vms
 
 A volume stands below the one that it was cloned from, while they share blocks.";
+
+pub const USAGE: &str = "\
+Examples:
+  clonefs usage /srv/vms
+  clonefs usage /srv/vms --by uid          what each user's volumes take
+  clonefs usage --by tree --json | jq -r '.groups[] | [.name, .own] | @tsv'
+
+PRESENT counts blocks of the volume's own file, OWN and SHARED bytes on disk in files that no other volume reads and
+that others read too; FREED is what comes free when it is deleted, TO COPY what deepening has still to copy at most.
+In a group, OWN is what comes free when all of it is deleted, and DEMAND what its volumes take when they are written
+in full. Every file on disk counts once.";
 
 pub const EXPORT: &str = "\
 Examples:

@@ -24,6 +24,7 @@ mod table;
 mod template;
 mod text;
 mod tree;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -62,6 +63,7 @@ fn run(command: Command) -> Outcome {
         Command::List(args) => list::list(args),
         Command::Status(args) => status::status(args),
         Command::Tree(args) => tree::tree(args),
+        Command::Usage(args) => usage::usage(args),
         Command::Export(args) => image::export(args),
         Command::Import(args) => image::import(args),
         Command::Check(args) => check::check(args),

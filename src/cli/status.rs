@@ -9,7 +9,7 @@ use super::args::StatusArgs;
 use super::failure::Outcome;
 use super::{place, text};
 use crate::client;
-use crate::door::{JobStatus, PoolStatus, Trouble};
+use crate::door::{JobStatus, Level, PoolStatus, SpaceStatus, Trouble};
 use crate::error::{Error, Kind, Result};
 use crate::units::format_size;
 
@@ -93,6 +93,13 @@ fn describe(pool: &PoolStatus, terminal: bool) -> String {
             let _ = writeln!(out, "clones    cannot be made here: {}", name(why));
         }
     }
+    if pool.space.level > Level::Fine {
+        let _ =
+            writeln!(out, "space     {}% full: {}", pool.space.used_percent, pool.space.level.says().to_uppercase());
+    }
+    if let Some(marks) = watermarks(&pool.space) {
+        let _ = writeln!(out, "marks     {marks}");
+    }
     let _ = writeln!(out, "deepening {}", deepening(pool));
     for job in pool.jobs.iter().take(JOBS_SHOWN) {
         let _ = writeln!(out, "  {}", describe_job(job, &name(&job.path)));
@@ -103,6 +110,17 @@ fn describe(pool: &PoolStatus, terminal: bool) -> String {
     }
     describe_troubles(&pool.troubles, &name, &mut out);
     out
+}
+
+/// The watermarks, where there are others than the warning.
+fn watermarks(space: &SpaceStatus) -> Option<String> {
+    if space.stop_deepening.is_none() && space.refuse_clones.is_none() {
+        return None;
+    }
+    let marks =
+        [("warn", &space.warn), ("stop deepening", &space.stop_deepening), ("refuse clones", &space.refuse_clones)];
+    let set = marks.iter().filter_map(|(name, mark)| mark.as_ref().map(|mark| format!("{name} at {mark}")));
+    Some(set.collect::<Vec<_>>().join(", "))
 }
 
 fn deepening(pool: &PoolStatus) -> String {
@@ -158,6 +176,7 @@ mod tests {
             deepen: "auto".into(),
             paused: false,
             rate_limit: 200 << 20,
+            space: SpaceStatus::default(),
             overlays: 3,
             layers: 1,
             jobs: Vec::new(),
@@ -189,6 +208,20 @@ mod tests {
         assert!(text.contains("time left unknown"), "{text}");
         assert!(text.contains("and 298 more"), "{text}");
         assert!(text.contains(r"vm\u{1b}.img") && !text.contains('\x1b'), "{text}");
+    }
+
+    #[test]
+    fn a_filling_disk_and_the_marks_are_shown() {
+        let space = SpaceStatus {
+            used_percent: 96,
+            level: Level::StopDeepening,
+            warn: Some("90%".into()),
+            stop_deepening: Some("95%".into()),
+            refuse_clones: None,
+        };
+        let text = describe(&PoolStatus { space, ..pool() }, true);
+        assert!(text.contains("space     96% full: DEEPENING HAS STOPPED\n"), "{text}");
+        assert!(text.contains("marks     warn at 90%, stop deepening at 95%\n"), "{text}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 
 use super::{mounts, xattr};
-use crate::door::{self, CloneRequest, DeepenRequest, GroupRequest, PoolStatus, VolumeInfo};
+use crate::door::{self, CloneRequest, DeepenRequest, GroupRequest, Level, PoolStatus, VolumeInfo, VolumeUsage};
 use crate::error::{Error, Kind, Result};
 use crate::pool::check::Report;
 
@@ -26,6 +26,15 @@ pub fn info(path: &Path) -> Result<Option<VolumeInfo>> {
 pub fn info_of(file: impl AsFd, path: &Path) -> Result<VolumeInfo> {
     let json = xattr::fget(file, OsStr::new(door::INFO)).map_err(|e| failed("read the state of", path, e))?;
     decode("read the state of", path, &json)
+}
+
+/// What one volume takes. `None` for a file that does not lie on a clonefs mount.
+pub fn usage(path: &Path) -> Result<Option<VolumeUsage>> {
+    match xattr::get(path, door::USAGE) {
+        Ok(json) => decode("read the usage of", path, &json).map(Some),
+        Err(e) if xattr::absent(e) => Ok(None),
+        Err(e) => Err(failed("read the usage of", path, e)),
+    }
 }
 
 /// State of the pool that the directory `path` lies in. `None` if it does not lie on a clonefs mount.
@@ -112,6 +121,7 @@ fn clone_failed(source: &Path, error: Errno) -> Error {
             "another process has it open for writing since before the mount",
             "see clonefs status, close it there and try again",
         ),
+        Errno::NOSPC => return no_room(source, error),
         Errno::IO => (Kind::Io, "it cannot be read in full", "see clonefs status and clonefs check"),
         Errno::INVAL => (
             Kind::Invalid,
@@ -125,10 +135,28 @@ fn clone_failed(source: &Path, error: Errno) -> Error {
     Error::new(kind, "clone").at(source).because(cause).remedy(remedy)
 }
 
+/// The filesystem is full, or so full that the pool refuses clones.
+fn no_room(source: &Path, error: Errno) -> Error {
+    let Some(space) = status_beside(source).map(|status| status.space).filter(|s| s.level == Level::RefuseClones)
+    else {
+        return failed("clone", source, error);
+    };
+    let mark = space.refuse_clones.unwrap_or_default();
+    Error::new(Kind::NoSpace, "clone")
+        .at(source)
+        .because(format!("the filesystem is {}% full, and clones are refused at {mark}", space.used_percent))
+        .remedy("delete what is not needed, or raise the watermark refuse-clones")
+}
+
+/// Status of the pool that a file lies in.
+fn status_beside(file: &Path) -> Option<PoolStatus> {
+    let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    status(dir).ok().flatten()
+}
+
 /// The pool's own reason why nothing can be cloned in it.
 fn cannot_clone(source: &Path) -> Error {
-    let dir = source.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let why = status(dir).ok().flatten().and_then(|status| status.cannot_clone);
+    let why = status_beside(source).and_then(|status| status.cannot_clone);
     let why = why.unwrap_or_else(|| "it cannot be cloned here".to_owned());
     Error::new(Kind::Unsupported, "clone").at(source).because(why).remedy("cp copies it")
 }

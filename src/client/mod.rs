@@ -12,6 +12,7 @@ mod mounts;
 mod place;
 mod source;
 mod tree;
+mod usage;
 mod wait;
 mod walk;
 mod xattr;
@@ -23,6 +24,7 @@ pub use mounts::{Mount, mount_at, mount_over, mounts};
 pub use place::{Directory, Draft, Target};
 pub use source::Source;
 pub use tree::{Tree, clone_tree};
+pub use usage::{Group, Total, Used, by_group, usage};
 pub use wait::{WaitProgress, until_independent};
 pub use walk::{Found, volumes};
 

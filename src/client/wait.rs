@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::doors;
-use crate::door::{VolumeInfo, VolumeState};
+use crate::door::{Level, VolumeInfo, VolumeState};
 use crate::error::{Error, Kind, Result};
 
 /// First pause between two looks; it doubles up to the last.
@@ -94,6 +94,14 @@ impl Waiting<'_> {
                 self.idle_since = None;
                 return Ok(());
             }
+        }
+        let dir = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if let Some(space) = doors::status(dir)?.map(|status| status.space).filter(|s| s.level >= Level::StopDeepening)
+        {
+            return Err(Error::new(Kind::NoSpace, "wait for")
+                .at(self.path)
+                .because(format!("the filesystem is {}% full: {}", space.used_percent, space.level.says()))
+                .remedy("delete what is not needed; deepening then goes on by itself"));
         }
         Err(Error::new(Kind::Invalid, "wait for")
             .at(self.path)

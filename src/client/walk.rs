@@ -30,6 +30,12 @@ impl Found {
 /// The state of every regular file below `root` (or of `root` itself), sorted by path. Other filesystems that are
 /// mounted below, and directories that cannot be read, are left out.
 pub fn volumes(root: &Path) -> Result<Vec<Found>> {
+    each(root, |name| ask(root, name))
+}
+
+/// What `ask` says of the name of each regular file below `root`, in the order of the names. It is asked by several
+/// threads where there are many.
+pub(super) fn each<T: Send>(root: &Path, ask: impl Fn(&Path) -> Option<T> + Sync) -> Result<Vec<T>> {
     let top = fs::metadata(root).context("list", root)?;
     let mut names = Vec::new();
     if top.is_dir() {
@@ -43,7 +49,8 @@ pub fn volumes(root: &Path) -> Result<Vec<Found>> {
     let share = names.len().div_ceil(threads).max(1);
     let mut found = Vec::with_capacity(names.len());
     std::thread::scope(|scope| {
-        let ask_all = |part: &[PathBuf]| part.iter().filter_map(|name| ask(root, name)).collect::<Vec<Found>>();
+        let ask = &ask;
+        let ask_all = |part: &[PathBuf]| part.iter().filter_map(|name| ask(name)).collect::<Vec<T>>();
         let parts: Vec<_> = names.chunks(share).map(|part| scope.spawn(move || ask_all(part))).collect();
         for part in parts {
             // A thread that panicked is a bug of ours: pass it on.
@@ -76,7 +83,7 @@ fn walk(top: fs::ReadDir, root: &Path, device: u64, names: &mut Vec<PathBuf>) {
     }
 }
 
-fn path_below(root: &Path, name: &Path) -> PathBuf {
+pub(super) fn path_below(root: &Path, name: &Path) -> PathBuf {
     if name.as_os_str().is_empty() { root.to_path_buf() } else { root.join(name) }
 }
 

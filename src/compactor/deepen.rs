@@ -150,7 +150,7 @@ fn fill_slice(
         from = next;
         copied += filled.copied;
         pace.rest(pool, filled.copied);
-        if copied >= SLICE || stop() {
+        if copied >= SLICE || stop() || pool.is_too_full_to_deepen() {
             // A durable point: what was copied so far is not copied again after a crash.
             volume.sync(true)?;
             return Ok(Outcome::More);

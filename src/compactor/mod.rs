@@ -51,6 +51,7 @@ fn keep(pool: &Arc<Pool>) {
             if let Err(error) = pool.flush() {
                 tracing::warn!("cannot make writes durable: {error}");
             }
+            pool.watch_space();
             flushed = Instant::now();
         }
     }

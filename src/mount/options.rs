@@ -3,7 +3,11 @@
 use libc::c_ulong;
 
 use crate::error::{Error, Kind, Result};
+use crate::pool::{Mark, Watermarks};
 use crate::units::parse_size;
+
+/// Percent in use from which on the status warns, if nothing else is said.
+const WARN: u8 = 90;
 
 /// Who besides root and the user who mounts may use the mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +39,8 @@ pub struct Options {
     pub physical: bool,
     /// Limit of background work in bytes a second, 0 for none.
     pub rate: u64,
+    /// How full the backing filesystem may become before something is done about it.
+    pub watermarks: Watermarks,
     /// Number of threads that serve requests.
     pub threads: usize,
 }
@@ -50,6 +56,7 @@ impl Default for Options {
             deepen_auto: true,
             physical: false,
             rate: 0,
+            watermarks: Watermarks { warn: Some(Mark::Used(WARN)), ..Watermarks::default() },
             threads: 16,
         }
     }
@@ -158,6 +165,9 @@ impl Options {
                 _ => return Err(bad(word, "deepen is auto or manual")),
             },
             "rate" => self.rate = parse_size(value).map_err(|cause| bad(word, cause))?,
+            "warn" => self.watermarks.warn = mark(word, value)?,
+            "stop-deepening" => self.watermarks.stop_deepening = mark(word, value)?,
+            "refuse-clones" => self.watermarks.refuse_clones = mark(word, value)?,
             "threads" => match value.parse() {
                 Ok(threads @ 1..=256) => self.threads = threads,
                 _ => return Err(bad(word, "threads is a number from 1 to 256")),
@@ -179,6 +189,10 @@ fn unknown(word: &str) -> Error {
         .remedy("see `clonefs mount --help` for the options")
 }
 
+fn mark(word: &str, value: &str) -> Result<Option<Mark>> {
+    Mark::parse(value).map_err(|cause| bad(word, cause))
+}
+
 fn bad(word: &str, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::new(Kind::Invalid, format!("mount option {word:?}")).because(cause)
 }
@@ -198,6 +212,14 @@ mod tests {
     }
 
     #[test]
+    fn watermarks_are_shares_in_use_or_sizes_left() {
+        let marks = parse("stop-deepening=95%,refuse-clones=20G").unwrap().watermarks;
+        assert_eq!((marks.warn, marks.stop_deepening), (Some(Mark::Used(90)), Some(Mark::Used(95))));
+        assert_eq!(marks.refuse_clones, Some(Mark::Left(20 << 30)));
+        assert_eq!(parse("warn=off").unwrap().watermarks, Watermarks::default());
+    }
+
+    #[test]
     fn the_later_word_wins() {
         let mut options = parse("ro,nosuid,suid").unwrap();
         assert_eq!((options.set, options.cleared), (libc::MS_RDONLY, libc::MS_NOSUID));
@@ -213,7 +235,16 @@ mod tests {
 
     #[test]
     fn an_unknown_word_is_named() {
-        for word in ["bogus", "rate=fast", "threads=0", "deepen=never", "subtype=other", "size=4G"] {
+        for word in [
+            "bogus",
+            "rate=fast",
+            "threads=0",
+            "deepen=never",
+            "subtype=other",
+            "size=4G",
+            "warn=0%",
+            "refuse-clones=x",
+        ] {
             let error = parse(&format!("ro,{word}")).unwrap_err();
             assert_eq!(error.kind(), Kind::Invalid);
             assert!(error.to_string().contains(word), "{error}");

@@ -114,6 +114,7 @@ pub fn serve(plan: Plan, ready: &mut Ready) -> Result<()> {
         rate: options.rate,
         read_only: flags & libc::MS_RDONLY != 0,
         physical: options.physical,
+        watermarks: options.watermarks,
     };
     let pool = open_pool(Arc::new(HostFs::new(root)), &pool_options, &plan.pool)?;
     let result = serve_pool(&plan, &pool, flags, signals, ready);

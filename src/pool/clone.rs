@@ -80,6 +80,7 @@ impl Pool {
 
     fn clone_once(self: &Arc<Self>, source: &Arc<Volume>, target: &Arc<Volume>, options: &CloneOptions) -> Result<()> {
         self.check_can_clone()?;
+        self.check_room().map_err(|e| e.at(target.path()))?;
         if Arc::ptr_eq(source, target) {
             return Err(Error::new(Kind::Invalid, "clone").at(target.path()).because("source and destination are one"));
         }

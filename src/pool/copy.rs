@@ -63,7 +63,12 @@ impl Pool {
                 Ok(0) => {}
                 Ok(shared) => return Ok(shared),
                 // What cannot be shared can be copied; a source that is damaged cannot.
-                Err(e) if matches!(e.kind(), Kind::Damaged | Kind::Latched | Kind::Changed | Kind::ReadOnly) => {
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        Kind::Damaged | Kind::Latched | Kind::Changed | Kind::ReadOnly | Kind::NoSpace
+                    ) =>
+                {
                     return Err(e);
                 }
                 Err(_) => {}

@@ -21,6 +21,7 @@ mod report;
 mod schedule;
 mod scrub;
 mod settle;
+mod space;
 mod startup;
 pub mod stub;
 mod usage;
@@ -29,6 +30,7 @@ mod walk;
 pub use finish::Finished;
 pub use group::Member;
 pub use schedule::Prospect;
+pub use space::{Mark, Watermarks};
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -59,11 +61,13 @@ pub struct PoolOptions {
     pub read_only: bool,
     /// Deepening copies bytes even where blocks could be shared.
     pub physical: bool,
+    /// How full the backing filesystem may become.
+    pub watermarks: Watermarks,
 }
 
 impl Default for PoolOptions {
     fn default() -> PoolOptions {
-        PoolOptions { deepen_auto: true, rate: 0, read_only: false, physical: false }
+        PoolOptions { deepen_auto: true, rate: 0, read_only: false, physical: false, watermarks: Watermarks::default() }
     }
 }
 
@@ -171,6 +175,7 @@ pub struct Pool {
     /// Lock order: after `ops`, before the store's.
     scrub: Mutex<scrub::Scrub>,
     counted: usage::Counted,
+    space: space::Space,
     /// So many volumes may wait to be made durable; each of them holds a descriptor or two.
     most_unsettled: usize,
 }
@@ -188,6 +193,7 @@ impl Pool {
             foreground: AtomicU64::new(0),
         });
         let rate = AtomicU64::new(options.rate);
+        let space = space::Space::new(options.watermarks);
         let backing = env.fs.info().context("look at filesystem", "")?;
         let trusts_holes = matches!(backing.type_name(), "ext4" | "xfs" | "btrfs" | "tmpfs");
         let pool = Arc::new(Pool {
@@ -212,6 +218,7 @@ impl Pool {
             failures: Mutex::default(),
             scrub: Mutex::default(),
             counted: usage::Counted::default(),
+            space,
             most_unsettled: settle::most_unsettled(),
         });
         let weak: Weak<dyn Hooks> = Arc::downgrade(&(pool.clone() as Arc<dyn Hooks>));

@@ -151,6 +151,7 @@ impl Pool {
             deepen: if self.options.deepen_auto { "auto" } else { "manual" }.into(),
             paused: self.paused(),
             rate_limit: self.rate(),
+            space: self.space_status(space.as_ref()),
             overlays,
             layers,
             job_count,

@@ -40,6 +40,7 @@ impl Pool {
             && !record.paused
             && self.wants_deepening(record.deepening)
             && !self.has_failed(record.id)
+            && !self.was_too_full_to_deepen()
     }
 
     /// What will become of a volume by itself.

@@ -97,12 +97,8 @@ fn stubs(pool: &Pool) -> Outcome<BTreeMap<FileKey, Id>> {
 
 impl Count {
     pub fn of(pool: &Arc<Pool>) -> Outcome<Count> {
-        let mut count = Count {
-            pool: pool.clone(),
-            tops: BTreeMap::new(),
-            frozen: BTreeMap::new(),
-            readers: BTreeMap::new(),
-        };
+        let mut count =
+            Count { pool: pool.clone(), tops: BTreeMap::new(), frozen: BTreeMap::new(), readers: BTreeMap::new() };
         let catalogue = pool.store().catalogue().clone();
         for record in catalogue.layers() {
             let (file, complete, parent) = (record.file, record.complete, record.parent);
