@@ -39,6 +39,10 @@ pub const TOKEN: &str = "user.clonefs.token";
 /// State of the daemon and its pool: a [`PoolStatus`] as JSON.
 pub const STATUS: &str = "user.clonefs.status";
 
+/// What has happened in the pool: an `events::log::Page` as JSON, from the beginning, or from the place that follows
+/// after a dot, which is `next` of the page before. Root and the daemon's user see all, others what they asked for.
+pub const EVENTS: &str = "user.clonefs.events";
+
 /// What a check of the pool finds while it is served: a `pool::check::Report` as JSON. For root and the daemon's user.
 pub const CHECK: &str = "user.clonefs.check";
 
@@ -304,6 +308,15 @@ pub struct PoolStatus {
     pub paused: bool,
     /// Limit of background work in bytes a second, 0 for none.
     pub rate_limit: u64,
+    /// Events since it was mounted, by kind.
+    #[serde(default)]
+    pub events: std::collections::BTreeMap<String, u64>,
+    /// Reads and writes of volumes since it was mounted.
+    #[serde(default)]
+    pub requests: u64,
+    /// Bytes that background work has copied since then.
+    #[serde(default)]
+    pub copied_bytes: u64,
     /// How full the backing filesystem is, and what follows from it.
     #[serde(default)]
     pub space: SpaceStatus,

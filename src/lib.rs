@@ -1,13 +1,14 @@
 //! clonefs: instant copy-on-write clones of disk images in any Linux directory, which end as ordinary files.
 //!
 //! `ARCHITECTURE.md` walks through the modules. Imports go down this list, never up: `cli`, `vm`, `client`, `mount`, `fuse`,
-//! `compactor` and `transfer`, `pool`, `volume`, `layer`, `store`, `io`; `units`, `error` and `door` are for all.
+//! `compactor` and `transfer`, `pool`, `volume`, `layer` and `events`, `store`, `io`; `units`, `error` and `door` are for all.
 
 pub mod cli;
 pub mod client;
 pub mod compactor;
 pub mod door;
 pub mod error;
+pub mod events;
 pub mod fuse;
 pub mod io;
 pub mod layer;

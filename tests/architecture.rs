@@ -8,6 +8,7 @@ const RANKS: &[(&str, u32)] = &[
     ("io", 1),
     ("store", 2),
     ("layer", 3),
+    ("events", 3),
     ("volume", 4),
     ("pool", 5),
     ("compactor", 6),

@@ -149,6 +149,7 @@ fn fill_slice(
         let Some(next) = filled.next else { break };
         from = next;
         copied += filled.copied;
+        pool.note_copied(filled.copied);
         pace.rest(pool, filled.copied);
         if copied >= SLICE || stop() || pool.is_too_full_to_deepen() {
             // A durable point: what was copied so far is not copied again after a crash.

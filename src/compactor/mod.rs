@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::events::{Event, What};
 use crate::pool::Pool;
 
 /// What nobody syncs is durable after about this long; the kernel's own write-back waits as long.
@@ -25,6 +26,8 @@ pub fn start(pool: &Arc<Pool>) -> Result<()> {
     if pool.options().read_only {
         return Ok(());
     }
+    pool.events().tell(Event::new(What::Mounted, ""));
+    pool.events().start(pool.fs().clone())?;
     spawn(pool, "clonefs-keeper", keep)?;
     spawn(pool, "clonefs-compact", deepen::run)
 }
@@ -45,11 +48,15 @@ fn keep(pool: &Arc<Pool>) {
             pool.rest(GATHER);
         }
         if let Err(error) = pool.reap_dead() {
-            tracing::warn!("cannot remove what was deleted: {error}");
+            let text = format!("cannot remove what was deleted: {error}");
+            tracing::warn!("{text}");
+            pool.events().tell(Event::new(What::Failed, "").because(text));
         }
         if flushed.elapsed() >= FLUSH_EVERY {
             if let Err(error) = pool.flush() {
-                tracing::warn!("cannot make writes durable: {error}");
+                let text = format!("cannot make writes durable: {error}");
+                tracing::warn!("{text}");
+                pool.events().tell(Event::new(What::Failed, "").because(text));
             }
             pool.watch_space();
             flushed = Instant::now();

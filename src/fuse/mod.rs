@@ -241,7 +241,8 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _asking = caller(req).asks();
         edge("unlink", || reply_empty("unlink", self.names.unlink(parent.0, name), reply));
     }
 
@@ -251,7 +252,7 @@ impl Filesystem for Adapter {
 
     fn rename(
         &self,
-        _: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -259,6 +260,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _asking = caller(req).asks();
         edge("rename", || {
             let how = flags_of_rename(flags);
             let result = how.and_then(|how| self.names.rename((parent.0, name), (newparent.0, newname), how));

@@ -11,6 +11,7 @@ use roaring::RoaringBitmap;
 
 use super::Pool;
 use crate::error::{Context, Result};
+use crate::events::{Event, What};
 use crate::layer::Layer;
 use crate::store::data_path;
 use crate::store::record::Change;
@@ -57,7 +58,9 @@ impl Pool {
             return Ok(false);
         }
         let result = self.adopt_live(volume, id, &top, &parent, stop);
-        if !matches!(result, Ok(true)) {
+        if matches!(result, Ok(true)) {
+            self.events.tell(Event::new(What::Adopted, volume.path()));
+        } else {
             stays_frozen(&parent);
         }
         result

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 
 use super::{CloneOptions, Pool, stub};
 use crate::error::{Context, Error, Kind, Result};
+use crate::events::{Event, What};
 use crate::layer::Layer;
 use crate::store::record::{Change, Deepening, LayerRecord, Stamp, VolumeRecord};
 use crate::store::{data_path, new_id, stub_path};
@@ -106,6 +107,8 @@ impl Pool {
             }
             copy_whole(source, &source_gate, empty, options.size)?;
             drop((source_gate, target_gate));
+            let why = "copied, as the source has several names";
+            self.events.tell(Event::new(What::Cloned, target.path()).from(source.path()).because(why));
             return if options.sync { target.sync(false) } else { Ok(()) };
         };
         let overlay = match self.make_clone(source, target, empty, &moment, options) {
@@ -126,6 +129,7 @@ impl Pool {
             tables.unsettled.insert(target.serial, target.clone());
         }
         drop((source_gate, target_gate));
+        self.events.tell(Event::new(What::Cloned, target.path()).from(source.path()));
         self.wake();
         if options.sync { target.sync(false) } else { Ok(()) }
     }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::{Pool, stub};
 use crate::error::{Context, Result};
+use crate::events::{Event, What};
 use crate::io::{FileKey, FileRef, Rename, SetTime};
 use crate::store::record::Change;
 use crate::store::{LAYERS, data_path, map_path, stub_path};
@@ -80,6 +81,7 @@ impl Pool {
         if outcome != Finished::Plain {
             return Ok(outcome);
         }
+        self.events.tell(Event::new(What::Deepened, volume.path()));
         self.forget_finished(volume, id, file, old)?;
         Ok(Finished::Plain)
     }

@@ -43,6 +43,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::door::{DeepenAction, DeepenRequest, Trouble};
 use crate::error::{Context, Error, Kind, Result};
+use crate::events::{Event, Events, What};
 use crate::io::{FileKey, Fs, Stat};
 use crate::layer::Layer;
 use crate::store::record::{Change, Deepening, VolumeRecord};
@@ -176,6 +177,9 @@ pub struct Pool {
     scrub: Mutex<scrub::Scrub>,
     counted: usage::Counted,
     space: space::Space,
+    events: Events,
+    /// Bytes that background work has copied.
+    copied: AtomicU64,
     /// So many volumes may wait to be made durable; each of them holds a descriptor or two.
     most_unsettled: usize,
 }
@@ -219,6 +223,8 @@ impl Pool {
             scrub: Mutex::default(),
             counted: usage::Counted::default(),
             space,
+            events: Events::default(),
+            copied: AtomicU64::new(0),
             most_unsettled: settle::most_unsettled(),
         });
         let weak: Weak<dyn Hooks> = Arc::downgrade(&(pool.clone() as Arc<dyn Hooks>));
@@ -244,6 +250,16 @@ impl Pool {
     /// The metadata.
     pub fn store(&self) -> &Store {
         &self.env.store
+    }
+
+    /// What happens in the pool.
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// Counts bytes that background work has copied.
+    pub fn note_copied(&self, bytes: u64) {
+        self.copied.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// How it is served.
@@ -434,6 +450,8 @@ impl Pool {
         let flushed = self.flush();
         let reaped = self.reap_dead();
         let written = self.env.store.checkpoint();
+        self.events.tell(Event::new(What::Unmounted, ""));
+        self.events.stop();
         lock::release(self.env.fs.as_ref());
         flushed.and(reaped).and(written)
     }

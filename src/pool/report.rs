@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::{Pool, Prospect};
 use crate::door::{JobStatus, PoolStatus, Trouble, VolumeInfo, VolumeState};
 use crate::error::Result;
+use crate::events::{Event, What};
 use crate::layer::Layer;
 use crate::store::record::VolumeRecord;
 use crate::units::{BLOCK, Id, blocks};
@@ -151,6 +152,9 @@ impl Pool {
             deepen: if self.options.deepen_auto { "auto" } else { "manual" }.into(),
             paused: self.paused(),
             rate_limit: self.rate(),
+            events: What::ALL.iter().map(|what| (what.word().to_owned(), self.events.count(*what))).collect(),
+            requests: self.foreground(),
+            copied_bytes: self.copied.load(std::sync::atomic::Ordering::Relaxed),
             space: self.space_status(space.as_ref()),
             overlays,
             layers,
@@ -226,7 +230,11 @@ impl Pool {
     /// Notes that work on a volume failed; it is not tried again until asked for.
     pub fn set_failure(&self, id: Id, why: Option<String>) {
         match why {
-            Some(why) => self.failures.lock().insert(id, why),
+            Some(why) => {
+                let path = self.env.store.catalogue().volume(id).map(|r| r.path.clone()).unwrap_or_default();
+                self.events.tell(Event::new(What::Failed, path).because(why.clone()));
+                self.failures.lock().insert(id, why)
+            }
             None => self.failures.lock().remove(&id),
         };
     }

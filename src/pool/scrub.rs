@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::Pool;
 use crate::door::{ScrubStatus, Trouble};
 use crate::error::Result;
+use crate::events::{Event, What};
 use crate::layer::Layer;
 use crate::layer::sums;
 use crate::store::data_path;
@@ -176,6 +177,7 @@ impl Pool {
         let remedy = format!("restore {:?} from a backup; reading it gives EIO", data_path(layer.file_id()));
         let mut scrub = self.scrub.lock();
         if let Some(status) = &mut scrub.status {
+            self.events.tell(Event::new(What::Failed, &path).because(problem.clone()));
             status.damaged.push(Trouble { path, problem, remedy });
         }
     }

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use super::Pool;
 use crate::door::{Level, SpaceStatus};
 use crate::error::{Error, Kind, Result};
+use crate::events::{Event, What};
 use crate::io::FsInfo;
 use crate::units::{format_size, parse_size};
 
@@ -174,6 +175,7 @@ impl Pool {
             return;
         }
         let text = format!("the filesystem is {}% full: {}", percent_used(&info), level.says());
+        self.events.tell(Event::new(What::Space, "").because(text.clone()));
         if level as u8 > before { tracing::warn!("{text}") } else { tracing::info!("{text}") }
     }
 }

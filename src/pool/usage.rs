@@ -212,11 +212,11 @@ fn count_readers(catalogue: &Catalogue) -> HashMap<Id, u64> {
     let mut readers: HashMap<Id, u64> = HashMap::with_capacity(catalogue.layer_count());
     // Heirs that are layers and not counted yet.
     let mut open: HashMap<Id, usize> = HashMap::with_capacity(catalogue.layer_count());
-    for volume in catalogue.volumes() {
-        volume.parent.map(|parent| *readers.entry(parent).or_default() += 1);
+    for parent in catalogue.volumes().filter_map(|volume| volume.parent) {
+        *readers.entry(parent).or_default() += 1;
     }
-    for layer in catalogue.layers() {
-        layer.parent.map(|parent| *open.entry(parent).or_default() += 1);
+    for parent in catalogue.layers().filter_map(|layer| layer.parent) {
+        *open.entry(parent).or_default() += 1;
     }
     let mut ready: Vec<Id> = catalogue.layers().map(|l| l.id).filter(|id| !open.contains_key(id)).collect();
     while let Some(id) = ready.pop() {

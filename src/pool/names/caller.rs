@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::error::{Error, Kind, Result};
+use crate::events::{Asker, Asking};
 
 /// Change owners at will.
 pub const CAP_FSETID: u32 = 4;
@@ -27,6 +28,11 @@ impl Caller {
     /// Root, or the user that this daemon runs as.
     pub fn is_administrator(&self) -> bool {
         self.uid == 0 || self.uid == effective_uid()
+    }
+
+    /// Events of this thread are in its name until the result is dropped.
+    pub fn asks(&self) -> Asking {
+        Asker { uid: self.uid, pid: self.pid }.asks()
     }
 
     /// Whether it has a capability that counts on the whole machine. Capabilities of other users than root may come from

@@ -13,6 +13,8 @@ use super::handle::Handle;
 use super::{HIDDEN, NameTree, errno, stale};
 use crate::door::{self, CloneRequest, DeepenAction, DeepenRequest, PoolStatus, VolumeInfo};
 use crate::error::{Context, Error, Kind, Result};
+use crate::events::log::{self, Cursor};
+use crate::events::{Event, What};
 use crate::io::{FileKind, Open, Whence};
 use crate::pool::CloneOptions;
 use crate::pool::check::{Report, check_unlocked};
@@ -35,6 +37,7 @@ impl NameTree {
                 status.jobs.truncate(status.jobs.len() / 2);
                 status.troubles.truncate(status.troubles.len() / 2);
             }),
+            (FileKind::Directory, name) if is_events(name) => self.read_events(name, caller),
             (FileKind::Directory, door::CHECK) => shortened(self.check(caller)?, |report| {
                 report.problems.truncate(report.problems.len() / 2);
             }),
@@ -90,9 +93,9 @@ impl NameTree {
     pub(super) fn set_door(&self, id: u64, name: &OsStr, value: &[u8], caller: &Caller) -> Result<()> {
         let kind = self.kind(id)?;
         match (kind, name.to_str().unwrap_or_default()) {
-            (FileKind::File, door::CLONE) => self.clone_by_request(id, value, caller),
-            (FileKind::File, door::GROUP) => self.carry_out_group(value, caller),
-            (FileKind::File, door::CLONE_FROM) => self.clone_by_path(id, value, caller),
+            (FileKind::File, door::CLONE) => self.told(id, caller, || self.clone_by_request(id, value, caller)),
+            (FileKind::File, door::GROUP) => self.told(id, caller, || self.carry_out_group(value, caller)),
+            (FileKind::File, door::CLONE_FROM) => self.told(id, caller, || self.clone_by_path(id, value, caller)),
             (FileKind::File | FileKind::Directory, door::DEEPEN) => self.deepen(id, kind, value, caller),
             (FileKind::Directory, door::FLUSH) => self.flush(value, caller),
             (FileKind::Directory, door::SCRUB) => self.scrub(value, caller),
@@ -182,6 +185,29 @@ impl NameTree {
         self.grown(id, &target)
     }
 
+    /// Does what makes a clone. That it was refused is an event, as that it was made is one.
+    fn told<T>(&self, target: u64, caller: &Caller, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let _asking = caller.asks();
+        work().inspect_err(|error| {
+            let refused = !matches!(error.kind(), Kind::Io | Kind::Damaged | Kind::Changed | Kind::Latched);
+            let refused = refused || matches!(error.os_error(), Some(libc::EACCES | libc::EPERM));
+            let path = self.path(target).unwrap_or_default();
+            let what = if refused { What::Refused } else { What::Failed };
+            self.pool.events().tell(Event::new(what, path).because(format!("clone: {error}")));
+        })
+    }
+
+    /// Administrators see all events, others those of what they have asked for.
+    fn read_events(&self, name: &str, caller: &Caller) -> Result<Vec<u8>> {
+        let place = name.strip_prefix(door::EVENTS).and_then(|rest| rest.strip_prefix('.'));
+        let from = place.map_or(Ok(Cursor::default()), str::parse)?;
+        let mut page = log::read(self.fs.as_ref(), from)?;
+        if !caller.is_administrator() {
+            page.events.retain(|event| event.uid == Some(caller.uid));
+        }
+        json(&page)
+    }
+
     fn deepen(&self, id: u64, kind: FileKind, value: &[u8], caller: &Caller) -> Result<()> {
         let request = deepen_request(value)?;
         if kind == FileKind::Directory {
@@ -223,8 +249,7 @@ impl NameTree {
     pub fn clone_by_ioctl(&self, handle: &Handle, argument: &[u8], caller: &Caller) -> Result<()> {
         handle.check_writable()?;
         let (token, options) = clone_argument(argument)?;
-        let source = self.pool.redeem(&token)?;
-        self.clone_into(&source, handle.node, &options, caller)
+        self.told(handle.node, caller, || self.clone_into(&self.pool.redeem(&token)?, handle.node, &options, caller))
     }
 
     /// Pins a handle to this moment. Can wait for write-back: not for a FUSE thread.
@@ -254,7 +279,8 @@ impl NameTree {
         }
         let _sharing = self.sharing.read();
         self.drop_privileges(target.node, &target.volume, caller)?;
-        let copied = self.pool.copy_range(&source.volume, from, &target.volume, to, len)?;
+        let copy = || self.pool.copy_range(&source.volume, from, &target.volume, to, len);
+        let copied = self.told(target.node, caller, copy)?;
         target.sync_as_opened(target.flags)?;
         Ok(copied)
     }
@@ -326,6 +352,10 @@ fn clone_argument(argument: &[u8]) -> Result<(String, CloneOptions)> {
         visible: None,
     };
     Ok((token.iter().map(|byte| format!("{byte:02x}")).collect(), options))
+}
+
+fn is_events(name: &str) -> bool {
+    name.strip_prefix(door::EVENTS).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// Decodes `bytes` as each kind of request that a door takes, and does nothing with it. For fuzzing.

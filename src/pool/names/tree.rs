@@ -9,6 +9,7 @@ use super::caller::{Caller, effective_gid, effective_uid};
 use super::handle::{DirHandle, Handle, Handles, OpenFile, is_plain_reader, opens_for_writing};
 use super::{HIDDEN, NameTree, ROOT, TRIES, errno, stale};
 use crate::error::{Context, Error, Kind, Result};
+use crate::events::{Event, What};
 use crate::io::{DirEntry, FileKey, FileKind, FileRef, Open, Rename, Stat};
 use crate::volume::Volume;
 
@@ -116,6 +117,22 @@ impl NameTree {
         how: &Creation,
         exclusive: bool,
     ) -> Result<(u64, u64, PathBuf, Arc<Volume>)> {
+        match self.make_file_once(parent, name, how, exclusive) {
+            Err(error) if error.is_out_of_files() => {
+                self.pool.flush_quietly();
+                self.make_file_once(parent, name, how, exclusive)
+            }
+            other => other,
+        }
+    }
+
+    fn make_file_once(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        how: &Creation,
+        exclusive: bool,
+    ) -> Result<(u64, u64, PathBuf, Arc<Volume>)> {
         check_new_name(parent, name)?;
         let namespace = self.namespace.read();
         let lock = self.directory_lock(parent).write();
@@ -133,6 +150,8 @@ impl NameTree {
         let (node, generation) = self.enter_new(parent, name, stat);
         drop((lock, namespace));
         let volume = self.made(&directory, self.pool.created(&path, file)).inspect_err(|_| self.forget(node, 1))?;
+        let _asking = how.caller.asks();
+        self.pool.events().tell(Event::new(What::Created, &path));
         Ok((node, generation, path, volume))
     }
 
@@ -262,7 +281,7 @@ impl NameTree {
         self.fs.unlink(&path).context("remove", &path)?;
         self.table.lock().removed(parent, name, stat);
         drop((lock, namespace));
-        self.lost_name(&stat);
+        self.lost_name(&path, &stat, None);
         drop(held);
         self.made(&directory, Ok(()))
     }
@@ -274,8 +293,10 @@ impl NameTree {
         last.then(|| self.fs.open(path, Open::Read).ok()).flatten()
     }
 
-    fn lost_name(&self, stat: &Stat) {
+    fn lost_name(&self, path: &Path, stat: &Stat, to: Option<&Path>) {
         if stat.kind() == FileKind::File {
+            let why = to.map(|other| format!("{other:?} was renamed over it"));
+            self.pool.events().tell(Event { why, ..Event::new(What::Deleted, path) });
             self.pool.removed(stat.key);
         }
     }
@@ -319,7 +340,7 @@ impl NameTree {
         let directories = (self.path(from.0)?, self.path(to.0)?);
         drop(namespace);
         if let Some(target) = target.filter(|_| !same) {
-            self.lost_name(&target);
+            self.lost_name(&new, &target, Some(&old));
         }
         drop(held);
         self.made(&directories.0, Ok(()))?;

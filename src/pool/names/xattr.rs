@@ -23,7 +23,7 @@ pub fn set_may_wait(name: &OsStr) -> bool {
 
 /// Whether reading an attribute can take long.
 pub fn get_takes_long(name: &OsStr) -> bool {
-    name == door::CHECK || name == door::USAGE
+    name == door::CHECK || name == door::USAGE || name.as_bytes().starts_with(door::EVENTS.as_bytes())
 }
 
 pub(super) fn is_ours(name: &OsStr) -> bool {
