@@ -46,6 +46,10 @@ pub enum Command {
     Tree(TreeArgs),
     /// Show what volumes take on disk, alone and with others, and what they can still ask for
     Usage(UsageArgs),
+    /// Show what happened in a pool: clones, deletions, refusals, failures, and who asked
+    Events(EventsArgs),
+    /// Print figures about mounted pools for Prometheus
+    Metrics(MetricsArgs),
     /// Write a volume, as it is at this moment, to an image file
     Export(ExportArgs),
     /// Make a volume from an image file
@@ -251,6 +255,37 @@ pub struct UsageArgs {
 pub enum By {
     Uid,
     Tree,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = examples::EVENTS)]
+pub struct EventsArgs {
+    /// A mounted pool, or one that is not mounted [default: the mount that the current directory is on]
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub path: Option<PathBuf>,
+    /// Go on and show each event as it happens
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only events since this time: 90s, 2h, 3d before now, or 2026-11-21, 2026-11-21T13:00:00Z in UTC
+    #[arg(long, value_name = "TIME", value_parser = super::events::since)]
+    pub since: Option<std::time::SystemTime>,
+    /// Print one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = examples::METRICS)]
+pub struct MetricsArgs {
+    /// A mounted pool [default: the mount that the current directory is on, else all mounts]
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub path: Option<PathBuf>,
+    /// Write them to this file, in one step, instead of standard output
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
+    /// Add what the volumes take, for which each of them is looked at
+    #[arg(long)]
+    pub usage: bool,
 }
 
 #[derive(Debug, Args)]

@@ -97,6 +97,22 @@ that others read too; FREED is what comes free when it is deleted, TO COPY what 
 In a group, OWN is what comes free when all of it is deleted, and DEMAND what its volumes take when they are written
 in full. Every file on disk counts once.";
 
+pub const EVENTS: &str = "\
+Examples:
+  clonefs events /srv/vms
+  clonefs events --since 1h --json | jq -r 'select(.event == \"refused\") | [.path, .why] | @tsv'
+  clonefs events --follow
+
+Root and the user who mounted the pool see all events, others those of what they have asked for. The last 4 to 8 MiB of
+them are kept in the pool.";
+
+pub const METRICS: &str = "\
+Examples:
+  clonefs metrics /srv/vms
+  clonefs metrics --usage --output /var/lib/prometheus/node-exporter/clonefs.prom
+
+The second line is for a timer and the textfile collector of node_exporter; see docs/metrics.md.";
+
 pub const EXPORT: &str = "\
 Examples:
   clonefs export vm1.img /backup/vm1.qcow2 --format qcow2 --compress zstd

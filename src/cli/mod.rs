@@ -8,12 +8,14 @@ mod clone;
 mod deepen;
 mod doctor;
 mod domain;
+mod events;
 mod examples;
 mod failure;
 mod forest;
 mod image;
 mod interrupt;
 mod list;
+mod metrics;
 mod mount;
 mod place;
 mod progress;
@@ -64,6 +66,8 @@ fn run(command: Command) -> Outcome {
         Command::Status(args) => status::status(args),
         Command::Tree(args) => tree::tree(args),
         Command::Usage(args) => usage::usage(args),
+        Command::Events(args) => events::events(args),
+        Command::Metrics(args) => metrics::metrics(args),
         Command::Export(args) => image::export(args),
         Command::Import(args) => image::import(args),
         Command::Check(args) => check::check(args),

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use super::{mounts, xattr};
 use crate::door::{self, CloneRequest, DeepenRequest, GroupRequest, Level, PoolStatus, VolumeInfo, VolumeUsage};
 use crate::error::{Error, Kind, Result};
+use crate::events::log::{Cursor, Page};
 use crate::pool::check::Report;
 
 /// All about one volume. `None` for a file that does not lie on a clonefs mount.
@@ -34,6 +35,15 @@ pub fn usage(path: &Path) -> Result<Option<VolumeUsage>> {
         Ok(json) => decode("read the usage of", path, &json).map(Some),
         Err(e) if xattr::absent(e) => Ok(None),
         Err(e) => Err(failed("read the usage of", path, e)),
+    }
+}
+
+/// Some events of the pool that the directory `path` lies in, from a place on.
+pub fn events(path: &Path, from: Cursor) -> Result<Page> {
+    match xattr::get(path, &format!("{}.{from}", door::EVENTS)) {
+        Ok(json) => decode("read the events of", path, &json),
+        Err(e) if xattr::absent(e) => Err(not_here("read the events of", path)),
+        Err(e) => Err(failed("read the events of", path, e)),
     }
 }
 

@@ -21,6 +21,7 @@ use super::clone::{ATTEMPTS, Moment, check_target, clone_record, clone_size};
 use super::freeze::Held;
 use super::{CloneOptions, Pool, stub};
 use crate::error::{Context, Error, Kind, Result};
+use crate::events::{Event, What};
 use crate::io::FileRef;
 use crate::layer::Layer;
 use crate::store::record::{Change, VolumeRecord};
@@ -101,6 +102,9 @@ impl Pool {
         let made = members.iter().map(|member| self.prepare_clone(member)).collect::<Result<Vec<_>>>()?;
         self.sync_prepared(members, &made)?;
         self.name_clones(members, made, &of)?;
+        for Member { source, target, .. } in members {
+            self.events.tell(Event::new(What::Cloned, target.path()).from(source.path()));
+        }
         self.wake_background();
         Ok(())
     }
@@ -109,6 +113,7 @@ impl Pool {
     /// held then.
     pub(super) fn take_group(self: &Arc<Self>, sources: &[Arc<Volume>]) -> Result<Vec<Taken>> {
         self.check_can_clone()?;
+        self.check_room()?;
         self.env.store.ensure()?;
         self.limit_unsettled();
         let mut taken = self.take_once(sources);
