@@ -41,6 +41,9 @@ fn replace(file: &Path, page: &str) -> Result<()> {
     Ok(())
 }
 
+/// Name, help and value of what volumes take.
+type Figure = (&'static str, &'static str, fn(&Total) -> f64);
+
 /// One metric of each pool.
 struct Page<'a> {
     text: String,
@@ -117,7 +120,7 @@ impl Page<'_> {
     }
 
     fn usage(&mut self) {
-        let figures: [(&str, &str, fn(&Total) -> f64); 6] = [
+        let figures: [Figure; 6] = [
             ("volumes", "Volumes.", |t| t.all.volumes as f64),
             ("volume_size_bytes", "Sizes of all volumes.", |t| t.all.size as f64),
             ("used_bytes", "Bytes on disk that their data takes.", |t| (t.all.own + t.all.shared) as f64),

@@ -1,7 +1,7 @@
 //! The full count: every record, every map as it is on disk, every block of every data file.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use clonefs::door::VolumeUsage;
@@ -63,7 +63,10 @@ pub struct Count {
     readers: BTreeMap<Id, BTreeSet<Id>>,
 }
 
-fn read_map(pool: &Pool, file: Id) -> Outcome<(HashSet<u64>, Option<(u64, u64)>)> {
+/// The blocks of a map, and the size and overlap that it gives.
+type OnDisk = (HashSet<u64>, Option<(u64, u64)>);
+
+fn read_map(pool: &Pool, file: Id) -> Outcome<OnDisk> {
     let found = map::read_known(pool.fs().as_ref(), file, 0).map_err(text)?;
     Ok(found.map(|(p, _)| (p.present.iter().map(u64::from).collect(), p.extent)).unwrap_or_default())
 }
@@ -124,7 +127,7 @@ impl Count {
     }
 
     /// The figures of the volume at a path.
-    pub fn volume(&self, path: &PathBuf) -> Outcome<Figures> {
+    pub fn volume(&self, path: &Path) -> Outcome<Figures> {
         let stat = self.pool.fs().stat(path).map_err(text)?;
         match stubs(&self.pool)?.get(&stat.key) {
             Some(id) => self.overlay(*id, stat.nlink - 1),
