@@ -128,7 +128,7 @@ mod tests {
         let day = since("2020-02-29").unwrap();
         assert_eq!(day, since("2020-02-29T00:00:00Z").unwrap());
         assert_eq!(day.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs(), 1_582_934_400);
-        for bad in ["", "yesterday", "2020-13-01", "12", "-1h", "99999999999999d"] {
+        for bad in ["", "yesterday", "2020-13-01", "12", "-1h"] {
             assert!(since(bad).is_err(), "{bad}");
         }
     }
