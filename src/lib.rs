@@ -1,7 +1,8 @@
 //! clonefs: instant copy-on-write clones of disk images in any Linux directory, which end as ordinary files.
 //!
 //! `ARCHITECTURE.md` walks through the modules. Imports go down this list, never up: `cli`, `vm`, `client`, `mount`, `fuse`,
-//! `compactor` and `transfer`, `pool`, `volume`, `layer` and `events`, `store`, `io`; `units`, `error` and `door` are for all.
+//! `compactor` and `transfer`, `pool`, `volume`, `layer` and `events`, `store`, `io`; `units`, `error`, `door` and `sync` are for
+//! all.
 
 pub mod cli;
 pub mod client;
@@ -15,6 +16,7 @@ pub mod layer;
 pub mod mount;
 pub mod pool;
 pub mod store;
+pub mod sync;
 pub mod transfer;
 pub mod units;
 pub mod vm;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Rank of each module: it may use modules of a lower rank only. `units`, `error` and `door` are for all.
+/// Rank of each module: it may use modules of a lower rank only. `units`, `error`, `door` and `sync` are for all.
 const RANKS: &[(&str, u32)] = &[
     ("io", 1),
     ("store", 2),
@@ -19,7 +19,7 @@ const RANKS: &[(&str, u32)] = &[
     ("vm", 10),
     ("cli", 11),
 ];
-const FOR_ALL: &[&str] = &["units", "error", "door"];
+const FOR_ALL: &[&str] = &["units", "error", "door", "sync"];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(dir).expect("the source directory").flatten() {

@@ -1,6 +1,6 @@
 //! The files of a layer: opened and made when they are needed, and taken over in an adoption.
 
-use std::sync::atomic::Ordering;
+use crate::sync::atomic::Ordering;
 
 use super::map::{self, Map};
 use super::{Layer, MapState, span};

@@ -1,8 +1,8 @@
 //! Making a layer durable: data first, then the names of its files, then the map (R1).
 
+use crate::sync::atomic::Ordering;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::map::Delta;
 use super::{Latch, Layer, MapState};

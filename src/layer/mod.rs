@@ -17,10 +17,10 @@ mod presence;
 pub mod resolve;
 pub mod sums;
 
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::{Mutex, RwLock};
+use crate::sync::{Mutex, RwLock};
 use roaring::RoaringBitmap;
 
 use crate::error::{Context, Error, Kind, Result};

@@ -3,8 +3,8 @@
 use roaring::RoaringBitmap;
 
 use super::{Layer, span};
+use crate::sync::atomic::Ordering;
 use crate::units::blocks;
-use std::sync::atomic::Ordering;
 
 impl Layer {
     /// Number of blocks it has.

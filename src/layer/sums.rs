@@ -8,9 +8,9 @@
 //! FILE.bad    the same with magic "cfsbad_1": a u32 for each damaged piece, its number
 //! ```
 
+use crate::sync::atomic::Ordering;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 
 use super::Layer;
 use crate::error::{Context, Error, Kind, Result};

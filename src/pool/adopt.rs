@@ -4,8 +4,8 @@
 //! While blocks are copied, what they replace in the file is hidden by the heir's own copy of them, whose bits are
 //! durable before the copying begins; so every crash leaves what was there. The switch is one journal record.
 
+use crate::sync::atomic::Ordering;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use roaring::RoaringBitmap;
 

@@ -6,9 +6,9 @@
 //! | the link of the stub into `stubs` | a link that no record names: removed; the destination is an empty file |
 //! | the journal record | the clone |
 
+use crate::sync::atomic::Ordering;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::{CloneOptions, Pool, stub};
 use crate::error::{Context, Error, Kind, Result};

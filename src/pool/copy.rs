@@ -1,7 +1,7 @@
 //! Copying ranges between files of the pool: shared where the ranges allow it, copied where they do not.
 
+use crate::sync::atomic::Ordering;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::{CloneOptions, Pool};
 use crate::error::{Context, Error, Kind, Result};

@@ -3,8 +3,8 @@
 //!
 //! Its contents are gone durably already, so every state that a crash leaves on the way reads as an empty file.
 
+use crate::sync::atomic::Ordering;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::{Pool, stub};
 use crate::error::{Context, Result};

@@ -9,9 +9,9 @@
 //!
 //! No change is let through before the rename is durable, so each of these is a state the file had.
 
+use crate::sync::atomic::Ordering;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::{Pool, stub};
 use crate::error::{Context, Error, Kind, Result};

@@ -12,10 +12,10 @@
 //!
 //! So a group is there as a whole or not at all, also after a loss of power.
 
+use crate::sync::atomic::Ordering;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::clone::{ATTEMPTS, Moment, check_target, clone_record, clone_size};
 use super::freeze::Held;

@@ -1,7 +1,7 @@
 //! From a file in the tree to its volume in memory: what kind it is, its record, its layers.
 
+use crate::sync::atomic::Ordering;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use super::stub::{self, Mark};

@@ -32,14 +32,14 @@ pub use group::Member;
 pub use schedule::Prospect;
 pub use space::{Mark, Watermarks};
 
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
 
 use crate::door::{DeepenAction, DeepenRequest, Trouble};
 use crate::error::{Context, Error, Kind, Result};

@@ -3,9 +3,9 @@
 //! Order (R8): the directory entry that is gone must be durably gone, then the records go, durably, then the files. A
 //! crash in between leaves files that no record names, which the next start removes.
 
+use crate::sync::atomic::Ordering;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::Pool;
 use crate::error::{Context, Result};

@@ -1,10 +1,10 @@
 //! Watermarks: how full the backing filesystem may become before users are warned, before deepening stops, and before
 //! clones are refused. What is written to volumes is never refused: that is for the filesystem to do.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use crate::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 
 use super::Pool;
 use crate::door::{Level, SpaceStatus};

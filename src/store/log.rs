@@ -13,8 +13,8 @@
 //! another order than they were made. Everything before it counts. But if a later record says that the bad one was on
 //! disk already, bytes have changed since: damage, and the log is refused.
 
+use crate::sync::atomic::{AtomicU64, Ordering};
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::io::{File, FileRef};
 

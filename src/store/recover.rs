@@ -1,10 +1,10 @@
 //! Opening the metadata: first use, ordinary start, and start after a crash.
 
+use crate::sync::atomic::{AtomicBool, AtomicU64};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use parking_lot::{Mutex, RwLock};
+use crate::sync::{Mutex, RwLock};
 
 use super::catalogue::{self, Catalogue, Checkpoint};
 use super::log::{self, Log, Scan};

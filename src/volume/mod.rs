@@ -10,11 +10,11 @@ pub mod pinned;
 pub mod plain;
 pub mod ranges;
 
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-use parking_lot::{Mutex, RwLock};
+use crate::sync::{Mutex, RwLock};
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::io::{FileKey, FileRef, Fs, SetTime, Timestamp, Whence};
@@ -90,7 +90,7 @@ pub struct Volume {
     mtime: Mutex<Option<Timestamp>>,
 }
 
-static SERIAL: AtomicU64 = AtomicU64::new(1);
+static SERIAL: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
 
 impl Volume {
     /// The volume whose attributes are those of the file `key`, last seen at `path`.

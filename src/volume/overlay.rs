@@ -3,12 +3,12 @@
 //! Whole blocks go to the top layer without a look at the parent. A partial write to a block that is not present
 //! reads the rest of it from the parent first, with the block locked (R3).
 
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 
 use super::plain::sync_entry;
 use super::ranges::Ranges;

@@ -1,10 +1,10 @@
 //! A plain file as a volume: calls go straight through, until it has clones.
 
+use crate::sync::atomic::{AtomicBool, Ordering};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 
 use crate::error::{Error, Result};
 use crate::io::{FileRef, Fs};

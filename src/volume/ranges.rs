@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
 
 /// Locked ranges of one volume. Few are held at a time, so a list serves.
 #[derive(Default)]

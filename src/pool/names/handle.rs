@@ -1,13 +1,13 @@
 //! Open files and directories. A handle holds nothing that could not be made again from its node and its open flags,
 //! except the point in time of a pinned one.
 
+use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
+use crate::sync::{Mutex, RwLock};
 
 use super::errno;
 use crate::error::{Context, Result};
