@@ -264,13 +264,13 @@ fn merge_blocks(upper: &Layer, lower: &Layer, which: &RoaringBitmap, stop: &dyn 
             upper.check_sound(at, at + count)?;
             let piece = &mut buffer[..(count * BLOCK) as usize];
             let got = source.read_at(piece, at * BLOCK).context("read layer data", path())?;
-            // It can shrink while this runs; what lies beyond its end then is hidden at the end of the adoption.
-            let len = (count * BLOCK).min(upper.size().saturating_sub(at * BLOCK));
+            // Whole blocks, with zeros after the end: it can grow while this runs, and what lies there then shows. It can
+            // shrink too, which is made good at the end of the adoption.
             piece[got..].fill(0);
             if piece.iter().all(|&b| b == 0) {
                 punch(&target, at * BLOCK, count * BLOCK).context("punch layer data", path())?;
             } else {
-                target.write_at(&piece[..len as usize], at * BLOCK).context("write layer data", path())?;
+                target.write_at(piece, at * BLOCK).context("write layer data", path())?;
             }
             lower.mark(at, at + count);
             at += count;

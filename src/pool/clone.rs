@@ -47,8 +47,14 @@ enum After {
     NewTop(Arc<Layer>),
 }
 
-/// Each attempt fails only if the last heir of the layer goes at that very moment.
+/// Each attempt fails only if the last heir of the layer goes, or another freeze of the source begins, at that very
+/// moment.
 pub(super) const ATTEMPTS: usize = 16;
+
+/// The error that asks for another attempt.
+fn again() -> Error {
+    Error::io("clone", std::io::Error::from_raw_os_error(libc::EAGAIN))
+}
 
 impl Pool {
     /// Why no clone can be made here, if so.
@@ -72,7 +78,8 @@ impl Pool {
     ) -> Result<()> {
         for _ in 1..ATTEMPTS {
             match self.clone_once(source, target, options) {
-                Err(error) if error.os_error() == Some(libc::EAGAIN) => {}
+                // If somebody is freezing the source, only when that has ended is it clear what it is.
+                Err(error) if error.os_error() == Some(libc::EAGAIN) => drop(source.switching().lock()),
                 other => return other,
             }
         }
@@ -165,9 +172,11 @@ impl Pool {
     }
 
     fn moment_of_plain(&self, source: &Volume, plain: &Plain) -> Result<Option<Moment>> {
+        // Whoever is freezing it has given it a second link for a while; that is not one of the user's.
+        let unfrozen = source.switching().try_lock();
         let stat = plain.file.stat().context("look at source", source.path())?;
         if stat.nlink > 1 {
-            return Ok(None);
+            return if unfrozen.is_some() { Ok(None) } else { Err(again()) };
         }
         if stat.size > MAX_VOLUME {
             return Err(Error::new(Kind::TooLarge, "clone").at(source.path()).remedy("a volume has at most 16T"));
@@ -268,7 +277,7 @@ impl Pool {
         }
         let layer = moment.layer.as_ref().filter(|_| moment.changes.is_empty());
         if layer.is_some_and(|layer| catalogue.layer(layer.id).is_none()) {
-            return Err(Error::io("clone", std::io::Error::from_raw_os_error(libc::EAGAIN)));
+            return Err(again());
         }
         Ok(())
     }
@@ -346,7 +355,7 @@ impl Pool {
     pub fn pin(self: &Arc<Self>, source: &Arc<Volume>) -> Result<Pinned> {
         for _ in 1..ATTEMPTS {
             match self.pin_once(source) {
-                Err(error) if error.os_error() == Some(libc::EAGAIN) => {}
+                Err(error) if error.os_error() == Some(libc::EAGAIN) => drop(source.switching().lock()),
                 other => return other,
             }
         }

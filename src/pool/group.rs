@@ -119,7 +119,11 @@ impl Pool {
         let mut taken = self.take_once(sources);
         for _ in 1..ATTEMPTS {
             match taken {
-                Err(error) if error.os_error() == Some(libc::EAGAIN) => taken = self.take_once(sources),
+                Err(error) if error.os_error() == Some(libc::EAGAIN) => {
+                    // If somebody is freezing one of them, only when that has ended is it clear what it is.
+                    sources.iter().for_each(|source| drop(source.switching().lock()));
+                    taken = self.take_once(sources);
+                }
                 other => {
                     taken = other;
                     break;

@@ -276,6 +276,8 @@ impl Overlay {
             self.put(&file, kept * BLOCK, &bytes)?;
             self.top.mark(kept, kept + 1);
         }
+        // What is cut off the last block must not stay in a copy of it that an adoption has made.
+        self.top.touch(kept, blocks(size));
         let lost = self.top.present_between(blocks(size), blocks(old));
         self.top.clear(blocks(size), blocks(old));
         self.top.set_size(size);

@@ -126,3 +126,36 @@ fn a_token_of_a_deleted_source_gives_the_bytes_of_the_source_or_nothing() {
         drop(handle);
     }
 }
+
+/// The copy of the last block kept what was cut off it, and the parent's bytes after its end, and both showed when the
+/// volume grew before the adoption had ended.
+#[test]
+fn the_rest_of_a_last_block_is_zeros_after_an_adoption_too() {
+    let end = 5 * BLOCK + 100;
+    let expect = [vec![7; 100], vec![0; 3996]].concat();
+
+    let world = World::new();
+    let (source, heir) = source_and_heir(&world);
+    drop(source);
+    world.remove("source");
+    let guest = heir.clone();
+    let resize = move || {
+        guest.set_size(end).unwrap();
+        guest.set_size(400 * BLOCK).unwrap();
+    };
+    assert_eq!(adopt_and_meanwhile(&world, &heir, resize), (true, true));
+    assert!(read(&heir, 5 * BLOCK, 4096) == expect, "cut off meanwhile");
+
+    let world = World::new();
+    let (source, heir) = source_and_heir(&world);
+    heir.set_size(end).unwrap();
+    world.pool.flush().unwrap();
+    drop(source);
+    world.remove("source");
+    let guest = heir.clone();
+    let parent = |call: &Call<'_>| matches!(call, Call::Sync(path) if *path == Path::new("source"));
+    let growth = world.hooks.meanwhile(parent, move || guest.set_size(400 * BLOCK).unwrap());
+    assert!(world.pool.adopt_parent(&heir, &|| false).unwrap());
+    growth.sprung();
+    assert!(read(&heir, 5 * BLOCK, 4096) == expect, "cut off before");
+}

@@ -4,9 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use clonefs::layer::Layer;
-use clonefs::store::LAYERS;
+use clonefs::pool::CloneOptions;
+use clonefs::store::{LAYERS, STUBS};
 use clonefs::units::Id;
-use clonefs::volume::Volume;
+use clonefs::volume::{State, Volume};
 
 use crate::hooks::Call;
 use crate::world::{BLOCK, World, filled, read};
@@ -103,4 +104,26 @@ fn checksums_of_an_idle_pool_are_taken_and_nobody_waits_for_that() {
     std::thread::spawn(move || sender.send((pool.sum_turn(), pool.scrub_status().is_none())));
     let turn = receiver.recv_timeout(std::time::Duration::from_secs(60));
     assert_eq!(turn, Ok((false, true)), "it does not end");
+}
+
+/// The link that a freeze gives the file for a while was taken for a second name of the user's, and all bytes were copied,
+/// with writes held up.
+#[test]
+fn a_clone_that_meets_the_freeze_of_another_one_is_no_copy() {
+    let world = World::new();
+    let source = world.create_with("source", &filled(2, 1));
+    source.open_handle(true);
+    let second = world.create("second");
+    let (pool, from, to) = (world.pool.clone(), source.clone(), second.clone());
+    let stubs = |call: &Call<'_>| matches!(call, Call::SyncDir(path) if *path == Path::new(STUBS));
+    let meanwhile = world.hooks.meanwhile(stubs, move || {
+        from.close_handle(true);
+        pool.clone_volume(&from, &to, &CloneOptions::default()).unwrap();
+    });
+    let first = world.clone_of(&source, "first");
+    meanwhile.sprung();
+    for clone in [&first, &second] {
+        assert!(matches!(&*clone.gate().read(), State::Overlay(_)));
+        assert!(read(clone, 0, 8192) == filled(2, 1));
+    }
 }

@@ -107,7 +107,11 @@ impl History {
                 sector.starts_with(part) && sector[part.len()..].iter().all(|&byte| byte == 0)
             };
             if !possible.iter().any(known) {
-                return Err(format!("sector {number} (block {}) is no state since {durable}", at as u64 / BLOCK));
+                let block = at as u64 / BLOCK;
+                return Err(format!(
+                    "sector {number} (block {block}) is no state since {durable}: {:x?}",
+                    &sector[..16]
+                ));
             }
         }
         Ok(())

@@ -8,7 +8,7 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, Runner};
 
 use crate::history::Edit;
-use crate::scene::{SIZE, Scene, Subject, join, start};
+use crate::scene::{ADOPTED, FINISHED, SIZE, Scene, Subject, join, start};
 
 /// Runs a program under many schedules: random ones, and ones with few changes of thread.
 fn search(program: fn()) {
@@ -23,7 +23,7 @@ fn search(program: fn()) {
     }
     Runner::new(RandomScheduler::new(times), config()).run(program);
     Runner::new(PctScheduler::new(3, times / 2 + 1), config()).run(program);
-    println!("{} schedules", times + times / 2 + 1);
+    println!("{} schedules, {} adoptions, {} finished", times + times / 2 + 1, ADOPTED.get(), FINISHED.get());
 }
 
 /// Partial and whole blocks, over what is absent and what was written, past the end.
@@ -45,11 +45,12 @@ fn a_write_a_clone_and_a_deepening_of_one_volume() {
         join([
             start(move || some_edits(&writer)),
             start(move || drop(here.take(&cloner, 2, false))),
-            start(move || there.deepen(&volume, 3)),
+            start(move || there.deepen(&volume, 5)),
         ]);
         drop((base, heir));
         scene.judge();
     });
+    assert!(FINISHED.get() > 0);
 }
 
 /// The first write to a plain file that is being cloned by two at once: it is frozen once, or twice, and each clone is a
@@ -69,16 +70,42 @@ fn two_clones_of_one_source_at_once() {
     });
 }
 
+/// An heir that has written something, whose parent nobody else has.
+fn last_heir() -> (Arc<Scene>, Subject) {
+    let (scene, base) = Scene::new();
+    let heir = scene.overlay(&base, 1);
+    heir.edit(Edit::Write(5000, 5000));
+    drop(base);
+    scene.remove(0);
+    (scene, heir)
+}
+
+/// Blocks of the heir are copied down while they are written, and what was written meanwhile must follow.
+#[test]
+fn an_adoption_and_a_write() {
+    search(|| {
+        let (scene, heir) = last_heir();
+        let (writer, volume, there) = (heir.clone(), heir.volume.clone(), scene.clone());
+        join([
+            start(move || {
+                some_edits(&writer);
+                writer.edit(Edit::Punch(BLOCK, BLOCK));
+                writer.sync();
+            }),
+            start(move || there.adopt(&volume)),
+        ]);
+        drop(heir);
+        scene.judge();
+    });
+    assert!(ADOPTED.get() > 0);
+}
+
 /// Blocks of the heir are copied down into a file that a clone may come to see, while they are written, cut off, and
 /// grown again.
 #[test]
-fn an_adoption_a_write_and_a_clone() {
+fn an_adoption_a_shrink_and_a_clone() {
     search(|| {
-        let (scene, base) = Scene::new();
-        let heir = scene.overlay(&base, 1);
-        heir.edit(Edit::Write(5000, 5000));
-        drop(base);
-        scene.remove(0);
+        let (scene, heir) = last_heir();
         let (writer, cloner, volume) = (heir.clone(), heir.clone(), heir.volume.clone());
         let (here, there) = (scene.clone(), scene.clone());
         join([
@@ -94,6 +121,7 @@ fn an_adoption_a_write_and_a_clone() {
         drop(heir);
         scene.judge();
     });
+    assert!(ADOPTED.get() > 0);
 }
 
 /// The file is put in the stub's place while it is written and synced.
@@ -116,6 +144,7 @@ fn a_finish_a_write_and_a_read() {
         drop((base, heir));
         scene.judge();
     });
+    assert!(FINISHED.get() > 0);
 }
 
 /// What a flush makes durable while a clone freezes it.
@@ -162,6 +191,7 @@ fn a_deletion_a_clone_and_an_adoption() {
         drop(heir);
         scene.judge();
     });
+    assert!(ADOPTED.get() > 0);
 }
 
 /// Anything at the same time as anything else.
@@ -189,6 +219,7 @@ fn random_programs() {
         join(threads);
         scene.judge();
     });
+    assert!(ADOPTED.get() > 0 && FINISHED.get() > 0);
 }
 
 /// The only writer of a file.
@@ -210,7 +241,8 @@ fn writer((subject, _scene): (Subject, Arc<Scene>)) -> shuttle::thread::JoinHand
 
 /// Somebody else who has to do with it.
 fn other(subject: Subject, scene: Arc<Scene>, name: u8) -> shuttle::thread::JoinHandle<()> {
-    start(move || match thread_rng().gen_range(0..6) {
+    let what = thread_rng().gen_range(0..6);
+    start(move || match what {
         0 => scene.pool.flush().unwrap(),
         1 => scene.deepen(&subject.volume, 4),
         2 => scene.adopt(&subject.volume),

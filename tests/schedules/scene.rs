@@ -1,23 +1,32 @@
 //! A pool on a simulated disk, made anew for each schedule, and what threads do in it.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use clonefs::io::{Fs, Open};
-use clonefs::pool::{CloneOptions, Names, Pool};
+use clonefs::pool::{CloneOptions, Finished, Names, Pool};
 use clonefs::units::BLOCK;
-use clonefs::volume::Volume;
+use clonefs::volume::{State, Volume};
 use shuttle::thread::{self, JoinHandle};
 
 use crate::common::model::Found;
 use crate::common::recover::{clean, drain};
 use crate::common::rng::Rng;
 use crate::common::simfs::{Crash, Options, SimFs};
-use crate::common::world::{contents, file_name, fill, pattern, serve};
+use crate::common::world::{contents, file_name, fill, look, pattern, serve};
 use crate::history::{Edit, History};
 
 /// Size of the base: some blocks, with an odd end.
 pub const SIZE: usize = 6 * BLOCK as usize + 700;
+
+thread_local! {
+    /// How often a volume took its parent over, and how often one became an ordinary file: a search in which that never
+    /// happened has shown nothing. All threads of a schedule are one of the machine's.
+    pub static ADOPTED: Cell<u64> = const { Cell::new(0) };
+    /// See there.
+    pub static FINISHED: Cell<u64> = const { Cell::new(0) };
+}
 
 /// A file that one thread writes.
 #[derive(Clone)]
@@ -67,6 +76,9 @@ impl Scene {
         fs.sync_fs().unwrap();
         let (pool, names) = serve(&fs).unwrap();
         let scene = Scene { fs, pool, _names: names, subjects: Mutex::default(), taken: Mutex::default() };
+        if std::env::var_os("CLONEFS_SIM_TRACE").is_some() {
+            scene.fs.start_log();
+        }
         let key = scene.fs.stat(&file_name(0)).unwrap().key;
         let volume = scene.pool.volume(key, &file_name(0)).unwrap();
         let subject = scene.adopt_subject(0, volume, bytes);
@@ -100,6 +112,8 @@ impl Scene {
         let options = CloneOptions { sync, ..CloneOptions::default() };
         self.pool.clone_volume(&source.volume, &volume, &options).unwrap();
         let (history, last) = (source.history.clone(), source.history.issued());
+        let copied = matches!(&*volume.gate().read(), State::Plain(_));
+        assert!(!copied, "v{name} was copied, with all writes held up");
         self.taken.lock().unwrap().push(Taken { name, history, first, last });
         volume
     }
@@ -107,18 +121,26 @@ impl Scene {
     /// Deletes a file for good.
     pub fn remove(&self, name: u8) {
         let key = self.fs.stat(&file_name(name)).unwrap().key;
-        self.subjects.lock().unwrap().retain(|subject| subject.name != name);
+        let mut subjects = self.subjects.lock().unwrap();
+        if let Some(at) = subjects.iter().position(|subject| subject.name == name) {
+            subjects.swap_remove(at).volume.close_handle(true);
+        }
+        drop(subjects);
         self.taken.lock().unwrap().retain(|taken| taken.name != name);
         self.fs.unlink(&file_name(name)).unwrap();
         self.pool.removed(key);
         self.pool.reap_dead().unwrap();
+        // What is not durable yet is kept open, and so belongs to somebody.
+        self.pool.flush().unwrap();
     }
 
     /// Deepens for some steps, and to the end if it comes to that.
     pub fn deepen(&self, volume: &Arc<Volume>, steps: usize) {
         for _ in 0..steps {
             if fill(&self.pool, volume, 2 * BLOCK).unwrap() {
-                self.pool.finish(volume).unwrap();
+                if self.pool.finish(volume).unwrap() == Finished::Plain {
+                    FINISHED.set(FINISHED.get() + 1);
+                }
                 return;
             }
         }
@@ -126,7 +148,9 @@ impl Scene {
 
     /// Joins a volume with its parent, if it is the only heir.
     pub fn adopt(&self, volume: &Arc<Volume>) {
-        self.pool.adopt_parent(volume, &|| false).unwrap();
+        if self.pool.adopt_parent(volume, &|| false).unwrap() {
+            ADOPTED.set(ADOPTED.get() + 1);
+        }
     }
 
     /// Everything that is here has the bytes that it must have: at once, in another process after this one was killed,
@@ -144,12 +168,24 @@ impl Scene {
         self.fs.sync_dir(Path::new("")).unwrap();
         let scene = Arc::into_inner(self).expect("all threads have ended");
         let image = scene.fs.crash(Crash::LoseAll, &mut Rng::new(1));
+        let calls = scene.fs.take_log();
         drop(scene);
         let fs = SimFs::from_image(image, Options::default());
         clean(&fs).unwrap();
         let (pool, _names) = serve(&fs).unwrap();
         let troubles = pool.status().troubles;
         assert!(troubles.is_empty(), "after a restart: {troubles:?}");
+        let found = look(&pool).unwrap();
+        for (name, bytes) in &expected {
+            let now = found.get(name).unwrap_or_else(|| panic!("v{name} is not there after a restart"));
+            let differ = now.chunks(512).zip(bytes.chunks(512)).position(|(a, b)| a != b);
+            let (is, was) = (now.len(), bytes.len());
+            assert!(
+                now == bytes,
+                "v{name} after a restart: size {is} of {was}, sector {differ:?}\n{}",
+                calls.join("\n")
+            );
+        }
         drain(&fs, &pool, &expected).unwrap();
     }
 
@@ -158,7 +194,11 @@ impl Scene {
         let mut found = Found::new();
         for subject in self.subjects.lock().unwrap().iter() {
             let bytes = contents(&subject.volume).unwrap();
-            assert!(bytes == subject.history.last(), "v{} has other bytes than were written", subject.name);
+            let last = subject.history.last();
+            let at = bytes.iter().zip(&last).position(|(a, b)| a != b);
+            let (name, is, was) = (subject.name, bytes.len(), last.len());
+            let calls = || self.fs.take_log().join("\n");
+            assert!(bytes == last, "v{name} has other bytes at {at:?}, size {is} of {was}\n{}", calls());
             found.insert(subject.name, bytes);
         }
         for taken in self.taken.lock().unwrap().iter() {
@@ -181,7 +221,8 @@ impl Scene {
             let key = fs.stat(&file_name(subject.name)).unwrap().key;
             let bytes = contents(&pool.volume(key, &file_name(subject.name)).unwrap()).unwrap();
             let explained = subject.history.explains(&bytes);
-            explained.unwrap_or_else(|why| panic!("v{} after a power cut: {why}", subject.name));
+            let calls = || self.fs.take_log().join("\n");
+            explained.unwrap_or_else(|why| panic!("v{} after a power cut: {why}\n{}", subject.name, calls()));
         }
     }
 }

@@ -31,9 +31,9 @@ fn enter<'a>(
     call: Call,
     what: impl FnOnce(&State) -> String,
 ) -> Result<MutexGuard<'a, State>, (MutexGuard<'a, State>, Fault)> {
-    // Where schedules are searched, each call is a place where another thread may go on.
+    // Where schedules are searched, each call is a place where another thread may go on, as each atomic is.
     #[cfg(shuttle)]
-    shuttle::thread::yield_now();
+    shuttle::sync::atomic::AtomicBool::new(false).load(shuttle::sync::atomic::Ordering::SeqCst);
     let mut guard = state.lock();
     if guard.capture.is_some() || guard.log.is_some() {
         let what = what(&guard);
