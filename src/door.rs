@@ -36,6 +36,10 @@ pub const TOKEN: &str = "user.clonefs.token";
 
 // ---- read, on a directory ----------------------------------------------------------------------------------------
 
+/// Begins the name of an attribute: a token of another file (see [`TOKEN`]), a dot, and the number of a block follow. A
+/// [`DiffPage`] as JSON: where the two files can differ from that block on, by the maps of their layers.
+pub const DIFF: &str = "user.clonefs.diff.";
+
 /// State of the daemon and its pool: a [`PoolStatus`] as JSON.
 pub const STATUS: &str = "user.clonefs.status";
 
@@ -57,6 +61,13 @@ pub const CLONE: &str = "user.clonefs.clone";
 /// On a member of a group, the file that one [`CLONE`] of it was about: a [`GroupRequest`] as JSON. Carries out all
 /// requests of the group, as of one moment, and returns when they are durable.
 pub const GROUP: &str = "user.clonefs.group";
+/// On a regular file: a [`SnapshotRequest`] as JSON. On a snapshot it can be read: a [`SnapshotInfo`]. Snapshots are
+/// removed by unlink(2) and renamed by rename(2), below `.snapshots` at the root of the mount.
+pub const SNAPSHOT: &str = "user.clonefs.snapshot";
+/// On a regular file that nobody has open: `origin` makes it again what it was when it was made as a clone.
+pub const RESET: &str = "user.clonefs.reset";
+/// On a regular file: a [`ResizeRequest`] as JSON.
+pub const RESIZE: &str = "user.clonefs.resize";
 /// On a regular file, or a directory for the whole pool (root only): a [`DeepenRequest`] as JSON, or just the word
 /// `start`, `pause` or `resume`.
 pub const DEEPEN: &str = "user.clonefs.deepen";
@@ -123,6 +134,63 @@ pub struct GroupRequest {
     pub group: String,
     /// How many requests belong to it: if the daemon knows of another number, nothing is done.
     pub members: usize,
+}
+
+/// What to do with a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SnapshotAction {
+    /// Make one.
+    Create,
+    /// Make the volume, which nobody has open, what the snapshot is. For the owner of both.
+    Rollback,
+}
+
+/// What [`SNAPSHOT`] takes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotRequest {
+    /// What to do.
+    pub action: SnapshotAction,
+    /// Name of the snapshot, without `@` and `/`.
+    pub name: String,
+    /// Create it not now but with all others of this group, see [`GROUP`].
+    #[serde(default)]
+    pub group: Option<String>,
+}
+
+/// What a snapshot says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotInfo {
+    /// Path of its volume, relative to the pool.
+    pub volume: String,
+    /// Its name.
+    pub name: String,
+    /// When it was made, in seconds since the epoch.
+    pub made: i64,
+    /// A schedule made it, and will remove it.
+    #[serde(default)]
+    pub scheduled: bool,
+}
+
+/// What [`DIFF`] gives.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct DiffPage {
+    /// Offset and length in bytes, in order; the last one can reach beyond the end of both files.
+    pub extents: Vec<(u64, u64)>,
+    /// Block to ask on with, if there may be more.
+    pub next: Option<u64>,
+}
+
+/// What [`RESIZE`] takes.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeRequest {
+    /// The new size in bytes.
+    pub size: u64,
+    /// It may be smaller than the volume, which nobody may have open then.
+    #[serde(default)]
+    pub shrink: bool,
 }
 
 /// What to do with background work.

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+use super::args_life::{DiffArgs, ResetArgs, ResizeArgs, SnapshotCommand};
 use super::args_vm::{DoctorArgs, DomainCommand, PoolCommand};
 use super::examples;
 use crate::transfer::{Compression, ExportFormat, ImportFormat};
@@ -30,6 +31,15 @@ pub enum Command {
     Init(InitArgs),
     /// Clone files: at once, whatever their size
     Clone(CloneArgs),
+    /// Make, list, remove and return to snapshots
+    #[command(subcommand, after_help = examples::SNAPSHOT)]
+    Snapshot(SnapshotCommand),
+    /// Make clones again what they were when they were made, at once
+    Reset(ResetArgs),
+    /// Give a volume another size, while it is in use
+    Resize(ResizeArgs),
+    /// Show where two volumes or snapshots differ
+    Diff(DiffArgs),
     /// Make overlays independent of the files they were cloned from
     Deepen(DeepenArgs),
     /// Stop background work at the next durable point, until resumed

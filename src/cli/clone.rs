@@ -168,7 +168,7 @@ impl Work<'_> {
         targets.iter().try_for_each(Target::check)?;
         let mut counter = Meter::new("cloning", Unit::Items);
         let tree = self.args.recursive && std::fs::symlink_metadata(path).is_ok_and(|m| m.is_dir());
-        let source = if tree { None } else { Some(Source::open(path)?) };
+        let source = if tree { None } else { Some(Source::open(&client::file_or_snapshot(path)?)?) };
         for (n, target) in targets.iter().enumerate() {
             interrupt::check("clone")?;
             match &source {
@@ -199,7 +199,8 @@ impl Work<'_> {
             Kind::Exists => error.remedy("a group gets its name in one step: name a directory that does not exist"),
             _ => error,
         })?;
-        let sources = paths.iter().map(|path| Source::open(path)).collect::<Result<Vec<_>>>()?;
+        let open = |path: &PathBuf| Source::open(&client::file_or_snapshot(path)?);
+        let sources = paths.iter().map(open).collect::<Result<Vec<_>>>()?;
         let draft = clone_group_into(&sources, &target, &self.options)?;
         let names = paths.iter().map(|path| PathBuf::from(path.file_name().unwrap_or_default())).collect();
         let source = paths.first().cloned().unwrap_or_default();

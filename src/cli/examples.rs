@@ -51,6 +51,71 @@ The clone has the size, mode, ACL and extended attributes of the source, and its
 it (as cp -p does). It was modified now; the files of a tree (-r) keep their times, as with cp -a. When one clone of
 a command fails, those that it made before are removed again.";
 
+pub const SNAPSHOT: &str = "\
+Examples:
+  clonefs snapshot create vm1.img@before-upgrade
+  clonefs snapshot list
+  clonefs clone vm1.img@before-upgrade test.img
+  clonefs snapshot rollback vm1.img@before-upgrade
+
+A snapshot is a read-only file, .snapshots/VOL@NAME at the root of the mount, which is reached by name and not listed.";
+
+pub const SNAPSHOT_CREATE: &str = "\
+Examples:
+  clonefs snapshot create vm1.img@monday           also while vm1.img is in use
+  clonefs snapshot create os.img data.img@monday   both of one moment
+  clonefs snapshot create -r lab@monday            all files below lab, of one moment
+
+All snapshots of one command are of one moment, made all or none, and durable. They have the owner, mode and ACL that
+the volume has at that moment. Names have no @ and no /.";
+
+pub const SNAPSHOT_LIST: &str = "\
+Examples:
+  clonefs snapshot list vm1.img
+  clonefs snapshot list --json /srv/vms | jq -r '.[].path'";
+
+pub const SNAPSHOT_ROLLBACK: &str = "\
+Examples:
+  clonefs snapshot rollback vm1.img@monday
+
+Nobody may have the volume open. What was written since is lost, unless another snapshot holds it; later snapshots stay.
+Name, owner, mode and attributes of the volume stay as they are now.";
+
+pub const SNAPSHOT_REMOVE: &str = "\
+Examples:
+  clonefs snapshot remove vm1.img@monday vm1.img@tuesday
+
+The names are free at once, the space that nothing else needs comes back in the background.";
+
+pub const SNAPSHOT_RENAME: &str = "\
+Examples:
+  clonefs snapshot rename vm1.img@monday before-upgrade";
+
+pub const RESET: &str = "\
+Examples:
+  clonefs clone --no-deepen golden.img desk1.img
+  clonefs reset desk1.img                          as if it had just been cloned
+
+Nobody may have the volume open. Possible while the clone still reads from what it was cloned from: --no-deepen keeps it
+so.";
+
+pub const DIFF: &str = "\
+Examples:
+  clonefs diff vm1.img@monday vm1.img
+  clonefs diff base.img vm1.img --json | jq .bytes
+
+Each line has the offset and the length of what differs, in bytes. Only what the two do not share is read and compared,
+so the time goes with what differs and not with their size. Snapshots stand still; a volume that is being written is seen
+as it is at the moment of looking, piece by piece.";
+
+pub const RESIZE: &str = "\
+Examples:
+  clonefs resize vm1.img 40G                       larger, also while it is in use; the rest reads as zeros
+  clonefs resize vm1.img +10G
+  clonefs resize vm1.img 20G --shrink              smaller: only while nobody has it open
+
+Prints what a guest sees of it, and what is to be done there. For raw images: qcow2 has a size of its own.";
+
 pub const DEEPEN: &str = "\
 Examples:
   clonefs deepen vm1.img

@@ -8,7 +8,8 @@ use crate::transfer::{self, ExportOptions, ImportOptions, PointInTime};
 
 /// Writes a volume to an image file.
 pub fn export(args: ExportArgs) -> Outcome {
-    let ExportArgs { volume: source, out, format, compress, cluster_size, force } = args;
+    let ExportArgs { volume, out, format, compress, cluster_size, force } = args;
+    let source = crate::client::file_or_snapshot(&volume)?;
     let mut meter = Meter::new(format!("exporting {}", text::safe(source.as_os_str())), Unit::Bytes);
     let shown = source.clone();
     let options = ExportOptions { source, out, format, compress, cluster_size, force, cancel: interrupt::watch() };

@@ -2,10 +2,12 @@
 //! output and exit codes live here; what is done to files is in [`crate::client`] and below.
 
 mod args;
+mod args_life;
 mod args_vm;
 mod check;
 mod clone;
 mod deepen;
+mod diff;
 mod doctor;
 mod domain;
 mod events;
@@ -21,6 +23,7 @@ mod place;
 mod progress;
 mod scrub;
 mod shell;
+mod snapshot;
 mod status;
 mod table;
 mod template;
@@ -58,6 +61,10 @@ fn run(command: Command) -> Outcome {
         Command::Unmount(args) => mount::unmount(args),
         Command::Init(args) => mount::init(args),
         Command::Clone(args) => clone::clone(args),
+        Command::Snapshot(command) => snapshot::snapshot(command),
+        Command::Reset(args) => snapshot::reset(&args),
+        Command::Diff(args) => diff::diff(&args),
+        Command::Resize(args) => snapshot::resize(&args),
         Command::Deepen(args) => deepen::deepen(args),
         Command::Pause(args) => deepen::pause(args),
         Command::Resume(args) => deepen::resume(args),

@@ -6,10 +6,12 @@
 mod attributes;
 mod clone;
 mod copy_in;
+mod diff;
 pub mod doors;
 mod group;
 mod mounts;
 mod place;
+mod snapshot;
 mod source;
 mod tree;
 mod usage;
@@ -18,10 +20,17 @@ mod walk;
 mod xattr;
 
 pub use clone::{CloneOptions, clone_file, copy_file};
+pub use diff::{Difference, diff};
+pub use doors::{check, deepen, events, info, not_here, status};
+pub use group::{Staged, clone_group_into};
 pub use doors::{check, deepen, events, info, not_here, status};
 pub use group::{Staged, clone_group_into};
 pub use mounts::{Mount, mount_at, mount_over, mounts};
 pub use place::{Directory, Draft, Target};
+pub use snapshot::{
+    FoundSnapshot, SnapshotName, create_snapshots, file_or_snapshot, remove_snapshot, rename_snapshot, reset, resize,
+    roll_back, snapshots,
+};
 pub use source::Source;
 pub use tree::{Tree, clone_tree};
 pub use usage::{Group, Total, Used, by_group, usage};

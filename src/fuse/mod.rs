@@ -87,7 +87,8 @@ impl Adapter {
 
     /// One entry for READDIRPLUS, which looks it up too; says whether there was room for it.
     fn add_plus(&self, directory: u64, offset: u64, entry: &Listed, reply: &mut ReplyDirectoryPlus) -> bool {
-        let lifetime = self.lifetimes.attributes;
+        let short = self.names.is_transient(directory, &entry.name);
+        let lifetime = if short { Duration::ZERO } else { self.lifetimes.attributes };
         let named = |ino| FileAttr { ino: INodeNo(ino), ..absent(file_type(entry.kind)) };
         if entry.name == "." || entry.name == ".." {
             // Never taken for a lookup by the kernel.
@@ -210,7 +211,12 @@ impl Filesystem for Adapter {
             // Number 0: there is no such name, and the kernel may remember that.
             Err(error) if error.errno() == libc::ENOENT => {
                 let never = absent(fuser::FileType::RegularFile);
-                reply.entry_with_ttls(&Duration::ZERO, &self.lifetimes.attributes, &never, Generation(0));
+                let short = self.names.is_transient(parent.0, name);
+                let lifetime = if short { Duration::ZERO } else { self.lifetimes.attributes };
+                reply.entry_with_ttls(&Duration::ZERO, &lifetime, &never, Generation(0));
+            }
+            Ok(found) if self.names.is_transient(parent.0, name) => {
+                reply_found(&found, &Lifetimes { names: Duration::ZERO, ..self.lifetimes }, reply);
             }
             result => self.reply_entry(result, reply),
         });

@@ -16,7 +16,7 @@ use crate::io::{FileKind, Fs, Open, Stat};
 use crate::layer::map;
 use crate::store::catalogue::Catalogue;
 use crate::store::record::{LayerRecord, VolumeRecord};
-use crate::store::{DIR, LAYERS, STUBS, Store, TMP, data_path, log, map_path, stub_path};
+use crate::store::{DIR, LAYERS, SNAPSHOTS, STUBS, Store, TMP, data_path, log, map_path, stub_path};
 use crate::units::{BLOCK, Id, MAX_VOLUME, blocks};
 
 /// Something that is wrong.
@@ -207,7 +207,7 @@ impl Check<'_> {
                     if record.doubtful {
                         let remedy = "it gives EIO; compare it with a backup: `clonefs check --repair --accept FILE` takes \
                                       it as it is";
-                        self.problem(&record.path, "its record may be out of date", remedy);
+                        self.problem(record.shown(), "its record may be out of date", remedy);
                     }
                     self.parent(catalogue, record.id, record.parent, record.overlap);
                     if record.complete {
@@ -261,8 +261,14 @@ impl Check<'_> {
 
     fn leftovers(&mut self, catalogue: &Catalogue) -> Result<()> {
         let stubs: HashSet<String> = catalogue.volumes().map(|v| v.id.to_string()).collect();
-        for (dir, known) in [(LAYERS, None), (STUBS, Some(&stubs)), (TMP, None)] {
-            for entry in self.fs.list(Path::new(dir)).context("list metadata directory", dir)? {
+        let snapshots: HashSet<String> = catalogue.snapshots_below("").map(|v| v.id.to_string()).collect();
+        for (dir, known) in [(LAYERS, None), (STUBS, Some(&stubs)), (TMP, None), (SNAPSHOTS, Some(&snapshots))] {
+            let entries = match self.fs.list(Path::new(dir)) {
+                // Made with the first of them.
+                Err(e) if dir == SNAPSHOTS && e.raw_os_error() == Some(libc::ENOENT) => continue,
+                other => other.context("list metadata directory", dir)?,
+            };
+            for entry in entries {
                 let name = entry.name.to_string_lossy().into_owned();
                 let used = match known {
                     Some(names) => names.contains(&name),

@@ -14,8 +14,8 @@ use super::{CloneOptions, Pool, stub};
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::{Event, What};
 use crate::layer::Layer;
-use crate::store::record::{Change, Deepening, LayerRecord, Stamp, VolumeRecord};
-use crate::store::{data_path, new_id, stub_path};
+use crate::store::record::{Base, Change, Deepening, LayerRecord, Stamp, VolumeRecord};
+use crate::store::{SNAPSHOTS, data_path, new_id, stub_path};
 use crate::units::{Id, MAX_VOLUME, blocks};
 use crate::volume::overlay::Overlay;
 use crate::volume::plain::Plain;
@@ -246,6 +246,9 @@ impl Pool {
         options: &CloneOptions,
     ) -> Result<Overlay> {
         let size = clone_size(target, moment.size, options)?;
+        let owner = empty.file.stat().context("look at destination", target.path())?.uid;
+        // A part of the source, as copy_file_range gives, is only the beginning of something else.
+        let uid = options.visible.is_none_or(|visible| visible >= blocks(moment.size)).then_some(owner);
         let (id, top_id) = (new_id(), new_id());
         let pool = self.env.store.pool_id().ok_or_else(|| Error::new(Kind::Damaged, "clone"))?;
         stub::mark(empty.file.as_ref(), pool, id)?;
@@ -255,7 +258,7 @@ impl Pool {
         }
         let overlap = moment.visible.min(blocks(moment.size)).min(options.visible.unwrap_or(u64::MAX));
         let parent = moment.layer.as_ref().map(|l| l.id);
-        let record = clone_record((id, top_id), (source, target), parent, (overlap, size), options);
+        let record = clone_record((id, top_id), (&self.called(source), target), parent, (overlap, size), uid, options);
         let committed = {
             let _ops = self.ops.lock();
             self.check_layer_lives(moment)
@@ -267,6 +270,14 @@ impl Pool {
         })?;
         let top = Layer::fresh(&self.env.fs, top_id, moment.layer.clone(), size, overlap);
         Ok(Overlay::new(id, empty.file.clone(), top, moment.pending.clone(), number))
+    }
+
+    /// What a volume is called, for the record of its clones.
+    pub(super) fn called(&self, volume: &Volume) -> String {
+        let path = volume.path();
+        let id = path.strip_prefix(SNAPSHOTS).ok().and_then(|name| name.to_str()?.parse().ok());
+        let snapshot = id.and_then(|id| self.env.store.catalogue().volume(id).map(VolumeRecord::shown));
+        snapshot.unwrap_or_else(|| path.to_string_lossy().into_owned())
     }
 
     /// Under `ops`: neither the source nor the layer has been given up in the meantime.
@@ -401,29 +412,22 @@ pub(super) fn clone_size(target: &Volume, size: u64, options: &CloneOptions) -> 
     Ok(wanted)
 }
 
-/// The record of a new clone: its identity and that of its top layer, `overlap` blocks of `parent`, and its size.
+/// The record of a new clone: its identity and that of its top layer, `overlap` blocks of `parent`, its size and, where
+/// it can go back to this, its owner.
 pub(super) fn clone_record(
     (id, top): (Id, Id),
-    (source, target): (&Volume, &Volume),
+    (source, target): (&str, &Volume),
     parent: Option<Id>,
     (overlap, size): (u64, u64),
+    uid: Option<u32>,
     options: &CloneOptions,
 ) -> VolumeRecord {
+    let base = parent.zip(uid).map(|(layer, uid)| Base { layer, visible: overlap, size, uid });
     VolumeRecord {
-        id,
-        top,
-        file: top,
-        parent,
-        overlap,
-        size,
-        complete: false,
-        origin: Some(source.path().to_string_lossy().into_owned()),
-        source: false,
+        origin: Some(source.to_owned()),
         deepening: if options.no_deepen { Deepening::Never } else { Deepening::Pool },
-        paused: false,
-        doubtful: false,
-        mapped: false,
-        path: target.path().to_string_lossy().into_owned(),
+        base,
+        ..VolumeRecord::over(id, top, parent, (overlap, size), target.path().to_string_lossy().into_owned())
     }
 }
 

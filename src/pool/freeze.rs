@@ -17,7 +17,7 @@ use super::{Pool, stub};
 use crate::error::{Context, Error, Kind, Result};
 use crate::io::{FileKey, FileRef, Open, Rename};
 use crate::layer::Layer;
-use crate::store::record::{Change, Deepening, LayerRecord, VolumeRecord};
+use crate::store::record::{Change, LayerRecord, VolumeRecord};
 use crate::store::{LAYERS, STUBS, data_path, new_id, stub_path, tmp_path};
 use crate::units::{Id, MAX_VOLUME, blocks};
 use crate::volume::overlay::Overlay;
@@ -25,13 +25,13 @@ use crate::volume::plain::sync_entry;
 use crate::volume::{State, Volume};
 
 /// A stub that is ready to take a file's place.
-struct Prepared {
-    id: Id,
-    top: Arc<Layer>,
-    stub: FileRef,
-    key: FileKey,
-    temporary: std::path::PathBuf,
-    commit: u64,
+pub(super) struct Prepared {
+    pub id: Id,
+    pub top: Arc<Layer>,
+    pub stub: FileRef,
+    pub key: FileKey,
+    pub temporary: std::path::PathBuf,
+    pub commit: u64,
 }
 
 /// The layer that a plain file becomes, held so that nobody drops it meanwhile.
@@ -115,7 +115,7 @@ impl Pool {
             // No name leads to it: it was deleted and is still open. The stub stays nameless, like the file.
             Ok(None) if held.file.stat().is_ok_and(|s| s.nlink <= 1) => {
                 let _ = self.env.fs.unlink(&prepared.temporary);
-                self.switch_to_overlay(volume, &mut volume.gate().write(), &held.layer, &prepared);
+                self.switch_to_overlay(volume, &mut volume.gate().write(), Some(&held.layer), &prepared);
                 Ok(())
             }
             Ok(None) => {
@@ -147,7 +147,7 @@ impl Pool {
             // Writes went on after the sync in `prepare`, into what is the layer's file from now on.
             held.layer.set_dirty();
         }
-        self.switch_to_overlay(volume, &mut gate, &held.layer, prepared);
+        self.switch_to_overlay(volume, &mut gate, Some(&held.layer), prepared);
         if let State::Overlay(overlay) = &*gate {
             *overlay.debts.directory.lock() = Some(path.parent().unwrap_or(Path::new("")).to_path_buf());
         }
@@ -200,22 +200,8 @@ impl Pool {
             fs.sync_dir(Path::new(LAYERS)).context("sync layers directory", LAYERS)?;
             let key = stub.stat().context("look at stub", &temporary)?.key;
             let path = volume.path().to_string_lossy().into_owned();
-            let record = VolumeRecord {
-                id,
-                top: top_id,
-                file: top_id,
-                parent: Some(layer.id),
-                overlap: blocks(size),
-                size,
-                complete: false,
-                origin: None,
-                source: true,
-                deepening: Deepening::Pool,
-                paused: false,
-                doubtful: false,
-                mapped: false,
-                path,
-            };
+            let over = VolumeRecord::over(id, top_id, Some(layer.id), (blocks(size), size), path);
+            let record = VolumeRecord { source: true, ..over };
             // From now on no name of the user's leads to the file: nobody can change it, and its stamp is not needed.
             let frozen = layer.frozen_record();
             let commit = {
@@ -235,8 +221,14 @@ impl Pool {
         })
     }
 
-    fn switch_to_overlay(&self, volume: &Arc<Volume>, gate: &mut State, layer: &Arc<Layer>, prepared: &Prepared) {
-        let pending = if layer.is_settled() { Vec::new() } else { vec![layer.clone()] };
+    pub(super) fn switch_to_overlay(
+        &self,
+        volume: &Arc<Volume>,
+        gate: &mut State,
+        layer: Option<&Arc<Layer>>,
+        prepared: &Prepared,
+    ) {
+        let pending = layer.filter(|layer| !layer.is_settled()).into_iter().cloned().collect();
         let overlay = Overlay::new(prepared.id, prepared.stub.clone(), prepared.top.clone(), pending, prepared.commit);
         overlay.debts.names_dirty.store(false, Ordering::Release);
         let old = volume.key();

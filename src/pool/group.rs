@@ -131,6 +131,11 @@ impl Pool {
             }
         }
         let taken = taken?;
+        if taken.iter().any(|taken| !taken.pending.is_empty()) {
+            // Before any map: these layers are what volumes wrote to, whose stubs may be new, until the record of the
+            // moment is durable. Data whose stub is missing is taken for a volume that lost its name.
+            self.env.fs.sync_dir(Path::new(STUBS)).context("sync stubs directory", STUBS)?;
+        }
         for layer in taken.iter().flat_map(|t| &t.pending) {
             layer.flush()?;
             self.env.store.commit_with(|catalogue| firm_stamp(catalogue, layer.id))?;
@@ -252,7 +257,8 @@ impl Pool {
         for (n, gate) in order.iter().zip(&gates) {
             // Its own name and the one in `stubs`.
             check_target(&members[*n].target, gate, 2)?;
-            records.push(group_record(&members[*n], made[*n].id, of(&members[*n]))?);
+            let uid = made[*n].file.stat().context("look at destination", members[*n].target.path())?.uid;
+            records.push(self.group_record(&members[*n], made[*n].id, Some(uid), of(&members[*n]))?);
         }
         let number = {
             let _ops = self.ops.lock();
@@ -272,13 +278,14 @@ impl Pool {
         drop(gates);
         self.env.store.sync(number)
     }
-}
 
-fn group_record(member: &Member, id: Id, taken: &Taken) -> Result<VolumeRecord> {
-    let size = clone_size(&member.target, taken.size, &member.options)?;
-    let overlap = taken.visible.min(member.options.visible.unwrap_or(u64::MAX));
-    let parent = taken.layer.as_ref().map(|layer| layer.id);
-    Ok(clone_record((id, new_id()), (&member.source, &member.target), parent, (overlap, size), &member.options))
+    fn group_record(&self, member: &Member, id: Id, uid: Option<u32>, taken: &Taken) -> Result<VolumeRecord> {
+        let size = clone_size(&member.target, taken.size, &member.options)?;
+        let overlap = taken.visible.min(member.options.visible.unwrap_or(u64::MAX));
+        let parent = taken.layer.as_ref().map(|layer| layer.id);
+        let files = (&*self.called(&member.source), &*member.target);
+        Ok(clone_record((id, new_id()), files, parent, (overlap, size), uid, &member.options))
+    }
 }
 
 fn several_names(source: &Volume) -> Error {

@@ -146,7 +146,10 @@ impl Pool {
             None => Err(Error::new(Kind::Damaged, "open volume").because("its record is damaged")),
         };
         Ok(match loaded {
-            Ok(top) => State::Overlay(Overlay::new(id, stub, top, Vec::new(), 0)),
+            Ok(top) => {
+                let snapshot = record.is_some_and(|record| record.snapshot.is_some());
+                State::Overlay(Overlay { snapshot, ..Overlay::new(id, stub, top, Vec::new(), 0) })
+            }
             // An open-file limit or a lack of memory is not damage: the next attempt may do better.
             Err(error) if error.kind() == Kind::Io && is_scarcity(error.errno()) => return Err(error),
             Err(error) => {

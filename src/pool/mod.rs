@@ -7,6 +7,7 @@ mod adopt;
 pub mod check;
 mod clone;
 mod copy;
+mod diff;
 mod dissolve;
 mod elsewhere;
 mod finish;
@@ -18,15 +19,18 @@ pub mod names;
 mod reap;
 pub mod repair;
 mod report;
+mod rewind;
 mod schedule;
 mod scrub;
 mod settle;
+pub mod snapshot;
 mod space;
 mod startup;
 pub mod stub;
 mod usage;
 mod walk;
 
+pub use diff::Differences;
 pub use finish::Finished;
 pub use group::Member;
 pub use schedule::Prospect;
@@ -388,6 +392,9 @@ impl Pool {
                 return Err(Error::new(Kind::Damaged, "deepen").at(volume.path()).because(why.clone()));
             }
         };
+        if volume.is_snapshot() {
+            return Err(Error::new(Kind::ReadOnly, "deepen").because("it is a snapshot").remedy("clone it"));
+        }
         self.failures.lock().remove(&id);
         let number = self.env.store.commit_with(|catalogue| {
             let Some(mut record) = catalogue.volume(id).cloned() else { return Vec::new() };

@@ -129,7 +129,7 @@ impl Pool {
         let unit = space.as_ref().map_or(0, |i| i.block_size);
         let (overlays, layers) = {
             let catalogue = self.env.store.catalogue();
-            (catalogue.volume_count() as u64, catalogue.layer_count() as u64)
+            ((catalogue.volume_count() - catalogue.snapshot_count()) as u64, catalogue.layer_count() as u64)
         };
         let mut jobs: Vec<JobStatus> = self.jobs.lock().values().map(Job::status).collect();
         let waiting = self.waiting();
@@ -175,7 +175,7 @@ impl Pool {
         }
         let failures: Vec<(Id, String)> = self.failures.lock().iter().map(|(id, why)| (*id, why.clone())).collect();
         for (id, why) in failures {
-            let path = self.env.store.catalogue().volume(id).map(|r| r.path.clone());
+            let path = self.env.store.catalogue().volume(id).map(VolumeRecord::shown);
             troubles.push(Trouble {
                 path: path.unwrap_or_else(|| id.to_string()),
                 problem: why,

@@ -189,7 +189,7 @@ impl Pool {
         while let Some(layer) = layers.pop().filter(|layer| seen.insert(*layer)) {
             for heir in catalogue.heirs(layer) {
                 match catalogue.volume(heir) {
-                    Some(volume) => paths.push(volume.path.clone()),
+                    Some(volume) => paths.push(volume.shown()),
                     None => layers.push(heir),
                 }
             }

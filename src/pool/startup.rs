@@ -26,6 +26,7 @@ impl Pool {
         let sound = self.env.store.damage().is_empty() && !self.options.read_only;
         if sound {
             self.sweep(TMP, |_| false)?;
+            self.sweep_snapshots()?;
             self.drop_old_links()?;
         }
         let gone = self.index_stubs()?;
@@ -224,7 +225,7 @@ impl Pool {
         self.findings.lock().changed.insert(record.id);
         let heirs: Vec<String> = {
             let catalogue = self.env.store.catalogue();
-            let readers = catalogue.heirs(record.id).filter_map(|id| catalogue.volume(id).map(|v| v.path.clone()));
+            let readers = catalogue.heirs(record.id).filter_map(|id| catalogue.volume(id).map(VolumeRecord::shown));
             readers.collect()
         };
         for path in heirs {

@@ -3,11 +3,11 @@
 //! The checkpoint `catalogue` is lines of text, each `CRC32C JSON`: a header, then one record a line. A line that does
 //! not verify costs that one record, not the pool.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::record::{Change, Deepening, LayerRecord, VolumeRecord};
+use super::record::{Change, Deepening, LayerRecord, Snapshot, VolumeRecord};
 use crate::units::Id;
 
 /// The catalogue in memory. Counts of heirs are derived, never stored.
@@ -27,6 +27,8 @@ pub struct Catalogue {
     asked: HashSet<Id>,
     /// How many records name a pair of files. More than one is damage.
     files: HashMap<Id, usize>,
+    /// Snapshots by the path of their volume, then by name.
+    snapshots: BTreeMap<String, BTreeMap<String, Id>>,
 }
 
 impl Catalogue {
@@ -92,6 +94,48 @@ impl Catalogue {
         self.files.contains_key(&file)
     }
 
+    /// The snapshot of this name of the volume at this path.
+    pub fn snapshot(&self, of: &str, name: &str) -> Option<&VolumeRecord> {
+        self.snapshots.get(of).and_then(|names| names.get(name)).and_then(|id| self.volumes.get(id))
+    }
+
+    /// All snapshots of the volume at this path, by name.
+    pub fn snapshots_of(&self, of: &str) -> impl Iterator<Item = &VolumeRecord> {
+        self.snapshots.get(of).into_iter().flat_map(BTreeMap::values).filter_map(|id| self.volumes.get(id))
+    }
+
+    /// All snapshots of volumes below a directory (the root: an empty path), by path and name.
+    pub fn snapshots_below(&self, directory: &str) -> impl Iterator<Item = &VolumeRecord> {
+        let from = if directory.is_empty() { String::new() } else { format!("{directory}/") };
+        let below = self.snapshots.range(from.clone()..).take_while(move |(of, _)| of.starts_with(&from));
+        below.flat_map(|(_, names)| names.values()).filter_map(|id| self.volumes.get(id))
+    }
+
+    /// Whether there is any snapshot.
+    pub fn has_snapshots(&self) -> bool {
+        !self.snapshots.is_empty()
+    }
+
+    /// How many there are.
+    pub fn snapshot_count(&self) -> usize {
+        self.snapshots.values().map(BTreeMap::len).sum()
+    }
+
+    fn name_snapshot(&mut self, old: Option<&VolumeRecord>, new: Option<(Id, Snapshot)>) {
+        if let Some((id, old)) = old.and_then(|record| Some((record.id, record.snapshot.as_ref()?)))
+            && let Some(names) = self.snapshots.get_mut(&old.of)
+            && names.get(&old.name) == Some(&id)
+        {
+            names.remove(&old.name);
+            if names.is_empty() {
+                self.snapshots.remove(&old.of);
+            }
+        }
+        if let Some((id, new)) = new {
+            self.snapshots.entry(new.of).or_default().insert(new.name, id);
+        }
+    }
+
     /// Applies one change. Takes the same time however many records there are.
     pub fn apply(&mut self, change: Change) {
         match change {
@@ -101,8 +145,10 @@ impl Catalogue {
                 set(&mut self.asked, id, !record.paused && named);
                 set(&mut self.usual, id, !record.paused && record.deepening == Deepening::Pool);
                 self.name_file(record.file);
+                let snapshot = record.snapshot.clone().map(|snapshot| (id, snapshot));
                 let old = self.volumes.insert(id, record);
                 self.forget_file(old.as_ref().map(|r| r.file));
+                self.name_snapshot(old.as_ref(), snapshot);
                 self.reparent(id, old.and_then(|r| r.parent), parent);
             }
             Change::Layer(record) => {
@@ -118,6 +164,7 @@ impl Catalogue {
                 self.usual.remove(&id);
                 let old = self.volumes.remove(&id);
                 self.forget_file(old.as_ref().map(|r| r.file));
+                self.name_snapshot(old.as_ref(), None);
                 self.reparent(id, old.and_then(|r| r.parent), None);
             }
             Change::DropLayer(id) => {
@@ -271,22 +318,32 @@ mod tests {
     use super::*;
 
     fn volume(id: u64, parent: Option<u64>) -> VolumeRecord {
-        VolumeRecord {
-            id: Id(id),
-            top: Id(id + 100),
-            file: Id(id + 100),
-            parent: parent.map(Id),
-            overlap: 1,
-            size: 4096,
-            complete: false,
-            origin: Some("a \"b\"\n.img".into()),
-            source: false,
-            deepening: Default::default(),
-            paused: false,
-            doubtful: false,
-            mapped: false,
-            path: "x".into(),
-        }
+        let record = VolumeRecord::over(Id(id), Id(id + 100), parent.map(Id), (1, 4096), "x".into());
+        VolumeRecord { origin: Some("a \"b\"\n.img".into()), ..record }
+    }
+
+    #[test]
+    fn snapshots_are_found_by_path_and_name() {
+        let mut catalogue = Catalogue::default();
+        let mut put = |id: u64, of: &str, name: &str| {
+            let snapshot = Snapshot { of: of.into(), name: name.into(), made: 0, scheduled: false };
+            let record = VolumeRecord { snapshot: Some(snapshot), ..volume(id, None) };
+            catalogue.apply(Change::Volume(record));
+        };
+        put(1, "a", "one");
+        put(2, "a", "two");
+        put(3, "a/b", "one");
+        put(4, "a.img", "one");
+        // Renamed.
+        put(2, "a/c", "three");
+        let ids = |found: Vec<&VolumeRecord>| found.iter().map(|r| r.id.0).collect::<Vec<_>>();
+        assert_eq!(ids(catalogue.snapshots_of("a").collect()), [1]);
+        assert_eq!(ids(catalogue.snapshots_below("a").collect()), [3, 2]);
+        assert_eq!(ids(catalogue.snapshots_below("").collect()), [1, 4, 3, 2]);
+        assert_eq!(catalogue.snapshot("a/c", "three").map(|r| r.id), Some(Id(2)));
+        assert!(catalogue.snapshot("a", "two").is_none());
+        (1..=4).for_each(|id| catalogue.apply(Change::DropVolume(Id(id))));
+        assert!(!catalogue.has_snapshots() && catalogue.snapshots.is_empty());
     }
 
     fn sample() -> Catalogue {

@@ -46,6 +46,8 @@ pub const JOURNAL: &str = ".clonefs/journal";
 pub const LAYERS: &str = ".clonefs/layers";
 /// A link to the stub of each volume.
 pub const STUBS: &str = ".clonefs/stubs";
+/// The stubs of snapshots. It is made with the first of them.
+pub const SNAPSHOTS: &str = ".clonefs/snapshots";
 /// Files that are not in use yet; emptied at every mount.
 pub const TMP: &str = ".clonefs/tmp";
 
@@ -94,6 +96,11 @@ pub fn bad_path(file: Id) -> PathBuf {
 /// Place of the link to a volume's stub.
 pub fn stub_path(volume: Id) -> PathBuf {
     PathBuf::from(format!("{STUBS}/{volume}"))
+}
+
+/// Place of the stub of a snapshot.
+pub fn snapshot_path(volume: Id) -> PathBuf {
+    PathBuf::from(format!("{SNAPSHOTS}/{volume}"))
 }
 
 /// A new place under `tmp`.

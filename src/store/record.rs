@@ -105,9 +105,74 @@ pub struct VolumeRecord {
     /// A repair could not tell whether this record is the last one there was: reading gives EIO until the user decides.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub doubtful: bool,
+    /// What it was when it was made as a clone, for going back to that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Base>,
+    /// It is a snapshot: it never changes, and its stub lies in `snapshots`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Snapshot>,
     /// Where its stub was last seen, relative to the pool. A hint only.
     #[serde(default)]
     pub path: String,
+}
+
+/// What a clone was when it was made. The layer may be gone since: nothing keeps it for this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// The frozen layer that showed it.
+    pub layer: Id,
+    /// How many blocks of that could be seen.
+    pub visible: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Who owned it then, and so may have it like that again.
+    pub uid: u32,
+}
+
+/// What makes a volume a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Path of the volume that it is of, relative to the pool; it follows that when it is renamed.
+    pub of: String,
+    /// Its name.
+    pub name: String,
+    /// When it was made, in seconds since the epoch.
+    pub made: i64,
+    /// A schedule made it, and may remove it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub scheduled: bool,
+}
+
+impl VolumeRecord {
+    /// A volume with nothing of its own: `overlap` blocks of `parent`, and zeros up to `size`.
+    pub fn over(id: Id, top: Id, parent: Option<Id>, (overlap, size): (u64, u64), path: String) -> VolumeRecord {
+        VolumeRecord {
+            id,
+            top,
+            file: top,
+            parent,
+            overlap,
+            size,
+            complete: false,
+            origin: None,
+            source: false,
+            deepening: Deepening::Pool,
+            paused: false,
+            doubtful: false,
+            mapped: false,
+            base: None,
+            snapshot: None,
+            path,
+        }
+    }
+
+    /// What people call it.
+    pub fn shown(&self) -> String {
+        match &self.snapshot {
+            Some(snapshot) => format!("{}@{}", snapshot.of, snapshot.name),
+            None => self.path.clone(),
+        }
+    }
 }
 
 /// One change of the catalogue. Several in one journal record happen together or not at all.

@@ -11,22 +11,7 @@ fn pool() -> (tempfile::TempDir, Arc<dyn Fs>) {
 }
 
 fn volume(id: u64) -> Change {
-    Change::Volume(VolumeRecord {
-        id: Id(id),
-        top: Id(id),
-        file: Id(id),
-        parent: None,
-        overlap: 0,
-        size: id,
-        complete: false,
-        origin: None,
-        source: false,
-        deepening: Default::default(),
-        paused: false,
-        doubtful: false,
-        mapped: false,
-        path: String::new(),
-    })
+    Change::Volume(VolumeRecord::over(Id(id), Id(id), None, (0, id), String::new()))
 }
 
 fn ids(store: &Store) -> Vec<u64> {

@@ -76,6 +76,8 @@ pub enum State {
 pub struct Volume {
     /// Lock order among the gates of several volumes: smaller first.
     pub serial: u64,
+    /// It never changes.
+    snapshot: bool,
     env: Arc<Env>,
     /// Held by what replaces its backing file, from start to end. Taken before the names' lock and the gate.
     switching: Mutex<()>,
@@ -97,6 +99,7 @@ impl Volume {
     pub fn new(env: Arc<Env>, key: FileKey, path: &Path, state: State) -> Arc<Volume> {
         Arc::new(Volume {
             serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+            snapshot: matches!(&state, State::Overlay(overlay) if overlay.snapshot),
             env,
             switching: Mutex::new(()),
             gate: RwLock::new(state),
@@ -116,6 +119,11 @@ impl Volume {
     /// Sets it, when another file has taken the place of the old one.
     pub fn set_key(&self, key: FileKey) {
         *self.key.lock() = key;
+    }
+
+    /// Whether it is a snapshot, which never changes.
+    pub fn is_snapshot(&self) -> bool {
+        self.snapshot
     }
 
     /// Where it was last seen.
@@ -256,6 +264,9 @@ impl Volume {
     }
 
     fn writable(&self) -> Result<()> {
+        if self.snapshot {
+            return Err(Error::new(Kind::ReadOnly, "write").at(self.path()).because("it is a snapshot"));
+        }
         if self.env.read_only { Err(Error::new(Kind::ReadOnly, "write").at(self.path())) } else { Ok(()) }
     }
 
@@ -307,9 +318,20 @@ impl Volume {
 
     /// Sets the size; new bytes read as zeros.
     pub fn set_size(self: &Arc<Self>, size: u64) -> Result<()> {
+        self.set_size_if(size, &|_| Ok(()))
+    }
+
+    /// The same, if `may` has nothing against it; it gets the size that there is, which cannot change meanwhile.
+    pub fn set_size_if(self: &Arc<Self>, size: u64, may: &dyn Fn(u64) -> Result<()>) -> Result<()> {
         self.writable()?;
         loop {
             let gate = self.gate.write();
+            let now = match &*gate {
+                State::Plain(plain) => plain.file.stat().context("look at file", self.path())?.size,
+                State::Overlay(overlay) => overlay.top.size(),
+                State::Broken { why, .. } => return Err(Volume::broken(why)),
+            };
+            may(now)?;
             match &*gate {
                 State::Plain(plain) if plain.shared.is_some() => {}
                 State::Plain(plain) => {

@@ -31,6 +31,8 @@ pub struct Overlay {
     pub top: Arc<Layer>,
     /// What of it is not durable besides its own layer.
     pub debts: Arc<Debts>,
+    /// It is a snapshot, and never changes.
+    pub snapshot: bool,
     /// Contents were changed since the stub's modification time was set.
     pub mtime_dirty: AtomicBool,
     /// Nothing was written to it since it was made empty: what is present is zeros. Then ranges can be shared into it.
@@ -94,6 +96,7 @@ impl Overlay {
                 names_dirty: AtomicBool::new(commit > 0),
                 directory: Mutex::new(None),
             }),
+            snapshot: false,
             mtime_dirty: AtomicBool::new(false),
             pristine: AtomicBool::new(false),
             ranges: Ranges::default(),

@@ -18,6 +18,8 @@ pub struct Volume {
     pub fresh: bool,
     /// It was acknowledged with its name, and nobody has removed that since.
     pub must_exist: bool,
+    /// What it was when it was made as a clone.
+    pub base: Option<Vec<u8>>,
     /// Which version was the present one when the last operation began.
     before: usize,
 }
@@ -35,7 +37,7 @@ impl Volume {
     /// Whether it can have these bytes after an operation that failed: each sector as before it or as after it.
     fn fits_failure(&self, got: &[u8], new: bool) -> bool {
         let versions = self.versions[self.before..].to_vec();
-        let part = Volume { versions, fresh: self.fresh && new, must_exist: false, before: 0 };
+        let part = Volume { versions, fresh: self.fresh && new, must_exist: false, base: None, before: 0 };
         part.explains(got).is_ok()
     }
 
@@ -107,7 +109,7 @@ impl Model {
     pub fn create(&mut self, name: Name, versions: Vec<Vec<u8>>) -> Number {
         let number = self.volumes.len();
         let before = versions.len() - 1;
-        self.volumes.push(Volume { versions, fresh: true, must_exist: false, before });
+        self.volumes.push(Volume { versions, fresh: true, must_exist: false, base: None, before });
         self.name(name, Some(number));
         number
     }

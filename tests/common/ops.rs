@@ -46,12 +46,20 @@ pub enum Op {
     Export(Name),
     /// Clones 0 and 1 as 6 and 7, as of one moment.
     Group,
+    /// Makes the one snapshot that a volume can have here.
+    Snapshot(Name),
+    /// Makes snapshots of 0 and 1, of one moment.
+    SnapshotGroup,
+    RemoveSnapshot(Name),
+    Rollback(Name),
+    /// Back to what it was when it was made as a clone.
+    Reset(Name),
 }
 
 use Op::*;
 
 /// The operations of the exhaustive run.
-pub const ALL: [Op; 28] = [
+pub const ALL: [Op; 33] = [
     Write(0),
     Write(1),
     Append(1),
@@ -80,10 +88,15 @@ pub const ALL: [Op; 28] = [
     Rename(0, 1),
     CopyRange(0, 2),
     Group,
+    Snapshot(0),
+    Snapshot(1),
+    Rollback(0),
+    Rollback(1),
+    Reset(1),
 ];
 
 /// More, for long random sequences.
-pub const MORE: [Op; 27] = [
+pub const MORE: [Op; 34] = [
     CloneOver(0, 1),
     CloneOver(1, 0),
     CloneOver(1, 2),
@@ -111,10 +124,17 @@ pub const MORE: [Op; 27] = [
     Fsync(7),
     Unlink(7),
     Unlink(6),
+    SnapshotGroup,
+    RemoveSnapshot(0),
+    RemoveSnapshot(1),
+    Snapshot(2),
+    Rollback(2),
+    Reset(2),
+    Reset(7),
 ];
 
 /// What is there before a sequence begins; all of it is synced.
-pub const PREFIXES: [(&str, &[Op]); 7] = [
+pub const PREFIXES: [(&str, &[Op]); 8] = [
     ("a plain file in a pool that was never cloned in", &[]),
     ("a plain file with a clone", &[CloneDurably(0, 1)]),
     ("a clone that was written to", &[CloneDurably(0, 1), Write(1), Fsync(1)]),
@@ -125,10 +145,14 @@ pub const PREFIXES: [(&str, &[Op]); 7] = [
     ),
     ("a clone whose source is deleted", &[CloneDurably(0, 1), Unlink(0), SyncDir]),
     ("a clone that has adopted its source", &[CloneDurably(0, 1), Unlink(0), SyncDir, Adopt(1)]),
+    (
+        "volumes that were written to after a snapshot",
+        &[CloneDurably(0, 1), SnapshotGroup, Write(0), Write(1), Fsync(0), Fsync(1)],
+    ),
 ];
 
 /// Sequences that went wrong once: the prefix, the operations, and what happened.
-pub const REGRESSIONS: [(usize, &[Op], &str); 13] = [
+pub const REGRESSIONS: [(usize, &[Op], &str); 15] = [
     (0, &[Clone(0, 2)], "the mark of a stub stayed on an empty file, whose first bytes were then taken for a stub's"),
     (0, &[Clone(0, 1), Fsync(1)], "the link of the source into layers/ was not synced with the clone"),
     (1, &[Write(0)], "the first write took the user's name away before the link into layers/ was durable"),
@@ -141,5 +165,11 @@ pub const REGRESSIONS: [(usize, &[Op], &str); 13] = [
     (0, &[Clone(0, 1), Kill, Fsync(1)], "after a kill, a sync found nothing to do that the killed daemon had left"),
     (1, &[Write(0), Close(0), Clone(0, 2), Fsync(2)], "the modification time that a stamp remembers was not durable"),
     (1, &[Finish(1), Write(0), Write(1)], "check called a file changed that nobody reads through the layer any more"),
+    (
+        0,
+        &[Write(0), Clone(0, 2), CopyRange(0, 1), Snapshot(1)],
+        "the data of a new volume was durable with its snapshot, and its stub was not",
+    ),
+    (0, &[CopyRange(0, 1), Group], "the data of a new volume was durable with a group, and its stub was not"),
     (0, &[Append(0), Close(0), Clone(0, 2), Punch(0)], "check called a file damaged whose growth was never durable"),
 ];

@@ -8,7 +8,8 @@ use clonefs::pool::check::{Report, check};
 use clonefs::pool::{Finished, Pool};
 
 use super::model::{Found, Model};
-use super::world::{Outcome, contents, file_name, fill, look, serve, text, volume_at};
+use super::ops::Name;
+use super::world::{Outcome, contents, file_name, fill, look, serve, snapshot_id, text, volume_at};
 use crate::common::rng::Rng;
 use crate::common::simfs::image::Image;
 use crate::common::simfs::{Crash, Lie, Moment, Options, POWER, SimFs};
@@ -114,6 +115,15 @@ fn attributes(fs: &Arc<SimFs>, model: &Model) -> Outcome {
 
 /// Deepens everything; then only plain files are left, with the same bytes.
 pub fn drain(fs: &Arc<SimFs>, pool: &Arc<Pool>, found: &Found) -> Outcome {
+    // Without the snapshots, which stay what they are until they are removed.
+    let mut found = found.clone();
+    for name in found.keys().copied().collect::<Vec<Name>>() {
+        if let Some(id) = snapshot_id(pool, name) {
+            pool.remove_snapshot(id).map_err(text)?;
+            found.remove(&name);
+        }
+    }
+    let found = &found;
     for round in 0..6 {
         let mut left = 0;
         for name in found.keys() {
@@ -153,7 +163,7 @@ pub fn drain(fs: &Arc<SimFs>, pool: &Arc<Pool>, found: &Found) -> Outcome {
         }
     }
     // A directory that a crash left before it was a pool is used, and cleaned, by the first clone.
-    let dirs: &[&str] = if pool.store().pool_id().is_some() { &["layers", "stubs", "tmp"] } else { &[] };
+    let dirs: &[&str] = if pool.store().pool_id().is_some() { &["layers", "stubs", "tmp", "snapshots"] } else { &[] };
     for dir in dirs {
         let left = fs.list(&Path::new(".clonefs").join(dir)).unwrap_or_default();
         if !left.is_empty() {

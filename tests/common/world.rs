@@ -15,6 +15,9 @@ use super::ops::{Name, Op};
 use crate::common::names::Finder;
 use crate::common::simfs::SimFs;
 
+/// The snapshot of volume n goes by this and n.
+pub const SNAPSHOT: Name = 20;
+
 /// Size of the base: large enough for ranges to be shared, with an odd end.
 pub const SIZE: usize = (33 << 12) + 700;
 
@@ -67,6 +70,19 @@ pub fn serve(fs: &Arc<SimFs>) -> Outcome<(Arc<Pool>, Arc<dyn Names>)> {
     Ok((pool, names))
 }
 
+/// The snapshot that goes by a name.
+pub fn snapshot_id(pool: &Arc<Pool>, name: Name) -> Option<Id> {
+    pool.find_snapshot(&file_name(name.checked_sub(SNAPSHOT)?), "s")
+}
+
+/// The volume that goes by a name.
+pub fn volume_of(pool: &Arc<Pool>, name: Name) -> Outcome<Arc<Volume>> {
+    match snapshot_id(pool, name) {
+        Some(id) => pool.volume_by_id(id).map_err(text)?.ok_or_else(|| format!("snapshot v{name} has no volume")),
+        None => volume_at(pool, &file_name(name)),
+    }
+}
+
 /// The volume at a name.
 pub fn volume_at(pool: &Arc<Pool>, path: &Path) -> Outcome<Arc<Volume>> {
     let stat = pool.fs().stat(path).map_err(text)?;
@@ -103,6 +119,12 @@ pub fn look(pool: &Arc<Pool>) -> Outcome<Found> {
             return Err(format!("v{number} shows a size of {shown} and has {}", bytes.len()));
         }
         found.insert(number, bytes);
+    }
+    for number in 0..SNAPSHOT {
+        if snapshot_id(pool, SNAPSHOT + number).is_some() {
+            let volume = volume_of(pool, SNAPSHOT + number)?;
+            found.insert(SNAPSHOT + number, contents(&volume).map_err(|e| format!("snapshot of v{number}: {e}"))?);
+        }
     }
     Ok(found)
 }
@@ -153,7 +175,7 @@ impl World {
             }
             return Ok(volume.clone());
         }
-        let volume = volume_at(&self.pool, &file_name(name))?;
+        let volume = volume_of(&self.pool, name)?;
         volume.open_handle(write);
         self.open.insert(name, (volume.clone(), write));
         Ok(volume)
@@ -174,6 +196,11 @@ impl World {
             Op::Rename(from, to) => has(from) && from != to,
             Op::CloneOver(from, to) => has(from) && has(to),
             Op::Group => has(0) && has(1) && !has(6) && !has(7),
+            Op::Snapshot(n) => has(n) && !has(SNAPSHOT + n),
+            Op::SnapshotGroup => has(0) && has(1) && !has(SNAPSHOT) && !has(SNAPSHOT + 1),
+            Op::RemoveSnapshot(n) => has(SNAPSHOT + n),
+            Op::Rollback(n) => has(n) && has(SNAPSHOT + n),
+            Op::Reset(n) => self.model.get(n).is_some_and(|number| self.model.volumes[number].base.is_some()),
             Op::AdoptFrozen | Op::Keep | Op::SyncDir | Op::Checkpoint | Op::Kill => true,
             Op::Close(name) => self.open.contains_key(&name),
             Op::Write(n) | Op::Append(n) | Op::Fsync(n) | Op::Fill(n) | Op::Adopt(n) | Op::Finish(n) => has(n),
@@ -202,6 +229,24 @@ impl World {
             Op::CloneDurably(from, to) => self.clone(from, to, true),
             Op::CloneOver(from, to) => self.clone_over(from, to),
             Op::Group => self.group(),
+            Op::Snapshot(name) => self.snapshot(&[name]),
+            Op::SnapshotGroup => self.snapshot(&[0, 1]),
+            Op::RemoveSnapshot(name) => {
+                let id = snapshot_id(&pool, SNAPSHOT + name).ok_or("it is not there")?;
+                self.model.unlink(SNAPSHOT + name);
+                pool.remove_snapshot(id).map_err(text)?;
+                self.close(SNAPSHOT + name);
+                pool.reap_dead().map_err(text)
+            }
+            Op::Rollback(name) => {
+                let id = snapshot_id(&pool, SNAPSHOT + name).ok_or("it is not there")?;
+                let past = self.model.now(SNAPSHOT + name).expect("it is there").clone();
+                self.edit(name, |bytes| *bytes = past);
+                let volume = volume_at(&pool, &file_name(name))?;
+                self.close(name);
+                pool.roll_back(&volume, id).map_err(text)
+            }
+            Op::Reset(name) => self.reset(name),
             Op::Fill(name) => fill(&pool, &self.open(name, false)?, 16 << 10).map(drop).map_err(text),
             Op::Adopt(name) => pool.adopt_parent(&self.open(name, false)?, &|| false).map(drop).map_err(text),
             Op::AdoptFrozen => adopt_frozen(&pool),
@@ -284,6 +329,15 @@ impl World {
                     self.model.synced(number, true);
                 }
             }
+            Op::Snapshot(_) | Op::SnapshotGroup => {
+                for name in [0, 1, 2].map(|name| SNAPSHOT + name) {
+                    self.model.get(name).inspect(|number| self.model.synced(*number, true));
+                }
+            }
+            Op::Rollback(name) => {
+                let number = self.model.get(name).expect("it is there");
+                self.model.synced(number, self.sync_names);
+            }
             Op::SyncDir => self.model.synced_names(),
             _ => {}
         }
@@ -353,7 +407,8 @@ impl World {
     fn clone(&mut self, from: Name, to: Name, sync: bool) -> Outcome {
         let versions = self.model.volumes[self.model.get(from).expect("it is there")].versions.clone();
         let source = self.open(from, false)?;
-        self.model.create(to, versions);
+        let number = self.model.create(to, versions);
+        self.model.volumes[number].base = Some(self.model.volumes[number].now().clone());
         let target = self.create(to)?;
         let options = CloneOptions { sync, ..CloneOptions::default() };
         self.pool.clone_volume(&source, &target, &options).map_err(text)
@@ -365,11 +420,42 @@ impl World {
             // Durable before it is there at all, so it can be nothing but what the source is now.
             let now = self.model.now(from).expect("it is there").clone();
             let source = self.open(from, false)?;
-            let number = self.model.create(to, vec![now]);
+            let number = self.model.create(to, vec![now.clone()]);
+            self.model.volumes[number].base = Some(now);
             self.model.group.push(number);
             members.push(Member { source, target: self.create(to)?, options: CloneOptions::default() });
         }
         self.pool.clone_group(&members).map_err(text)
+    }
+
+    fn snapshot(&mut self, names: &[Name]) -> Outcome {
+        let mut volumes = Vec::new();
+        for name in names {
+            let now = self.model.now(*name).expect("it is there").clone();
+            volumes.push((self.open(*name, false)?, file_name(*name)));
+            let number = self.model.create(SNAPSHOT + name, vec![now]);
+            // Never seen half made.
+            self.model.volumes[number].fresh = false;
+            self.model.group.push(number);
+        }
+        self.pool.create_snapshots(&volumes, "s", false).map_err(text)
+    }
+
+    fn reset(&mut self, name: Name) -> Outcome {
+        let number = self.model.get(name).expect("it is there");
+        let base = self.model.volumes[number].base.clone().expect("it is a clone");
+        let now = self.model.now(name).expect("it is there").clone();
+        self.edit(name, |bytes| *bytes = base);
+        let volume = volume_at(&self.pool, &file_name(name))?;
+        self.close(name);
+        match self.pool.reset(&volume, None) {
+            // It does not read from that any more.
+            Err(e) if e.errno() == libc::EOPNOTSUPP => {
+                self.edit(name, |bytes| *bytes = now);
+                Ok(())
+            }
+            other => other.map_err(text),
+        }
     }
 
     fn clone_over(&mut self, from: Name, to: Name) -> Outcome {

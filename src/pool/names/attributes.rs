@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::caller::{CAP_FSETID, Caller};
 use super::copying;
 use super::handle::{Handle, without_ids};
-use super::{NameTree, TRIES, Target, errno, stale};
-use crate::error::{Context, Result};
+use super::{NameTree, TRIES, Target, errno, snapshots, stale};
+use crate::door::ResizeRequest;
+use crate::error::{Context, Error, Kind, Result};
 use crate::io::{FileKey, FileKind, SetTime, Stat};
 use crate::volume::Volume;
 
@@ -46,6 +47,9 @@ impl NameTree {
     /// Status of a node, for `asker`: cp and install see a file that they copy within this mount without holes, see
     /// `copying`. All others see the truth.
     pub fn attributes(&self, id: u64, asker: &Caller) -> Result<Attributes> {
+        if snapshots::is_here(id) {
+            return self.snapshots_attributes(id);
+        }
         let mut attributes = self.honest_attributes(id)?;
         let stat = &mut attributes.stat;
         let sparse = stat.kind() == FileKind::File && stat.blocks.saturating_mul(512) < stat.size;
@@ -117,6 +121,7 @@ impl NameTree {
 
     /// Changes attributes. The kernel has checked that the caller may do it.
     pub fn change(&self, id: u64, change: &Change, caller: &Caller) -> Result<()> {
+        self.check_changeable(id)?;
         if change.uid.is_some() || change.gid.is_some() {
             // The backing filesystem clears setuid, setgid and capabilities of what is not a directory.
             self.with_target(id, "change the owner of", |target| target.chown(change.uid, change.gid))?;
@@ -148,6 +153,31 @@ impl NameTree {
         let volume = self.volume(id)?;
         self.drop_privileges(id, &volume, caller)?;
         volume.set_size(size)
+    }
+
+    /// Another size for a volume, whoever has it open. Less than it has only if that was said, and nobody has it open.
+    pub(super) fn set_volume_size(&self, id: u64, request: &ResizeRequest, caller: &Caller) -> Result<()> {
+        let volume = self.volume(id)?;
+        let refuse = |kind, why: String| Error::new(kind, "resize").at(volume.path()).because(why);
+        let may = |now: u64| {
+            if request.size >= now {
+                return Ok(());
+            }
+            if !request.shrink {
+                let remedy = "--shrink cuts off what lies beyond";
+                return Err(refuse(Kind::Invalid, format!("it has {now} bytes")).remedy(remedy));
+            }
+            if volume.handles() > 0 {
+                return Err(refuse(Kind::Busy, "it is open".into()).remedy("shut down what uses it first"));
+            }
+            Ok(())
+        };
+        if request.shrink {
+            snapshots::await_close(&volume);
+        }
+        self.drop_privileges(id, &volume, caller)?;
+        volume.set_size_if(request.size, &may)?;
+        self.grown(id, &volume)
     }
 
     /// Before a caller changes bytes by other means than a write, for which the kernel would tell us what to take away.

@@ -11,13 +11,14 @@ use serde::Serialize;
 use super::caller::{self, Caller};
 use super::handle::Handle;
 use super::{HIDDEN, NameTree, errno, stale};
-use crate::door::{self, CloneRequest, DeepenAction, DeepenRequest, PoolStatus, VolumeInfo};
+use crate::door::{self, CloneRequest, DeepenAction, DeepenRequest, DiffPage, PoolStatus, VolumeInfo};
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::log::{self, Cursor};
 use crate::events::{Event, What};
 use crate::io::{FileKind, Open, Whence};
 use crate::pool::CloneOptions;
 use crate::pool::check::{Report, check_unlocked};
+use crate::units::BLOCK;
 use crate::volume::Volume;
 
 /// Longest value of an attribute that the kernel lets through.
@@ -26,6 +27,8 @@ const LONGEST_VALUE: usize = 65536;
 const CHECK_AGAIN: usize = 4;
 const CHECK_PAUSE: Duration = Duration::from_millis(50);
 
+/// Extents in one answer: it fits into an attribute however long the numbers are.
+const DIFF_RUNS: usize = 1000;
 /// Bytes of a token; in text it is twice as many hexadecimal digits.
 const TOKEN_BYTES: usize = 16;
 
@@ -41,10 +44,31 @@ impl NameTree {
             (FileKind::Directory, door::CHECK) => shortened(self.check(caller)?, |report| {
                 report.problems.truncate(report.problems.len() / 2);
             }),
+            (FileKind::File, door::SNAPSHOT) => json(&self.describe_snapshot(id)?),
+            (FileKind::File, name) if name.starts_with(door::DIFF) => json(&self.diff(id, name)?),
             (FileKind::File, door::TOKEN) => Ok(self.pool.token(&self.volume(id)?)?.into_bytes()),
             (FileKind::File, name) => self.describe_volume(id, name),
             _ => Err(no_such_attribute()),
         }
+    }
+
+    /// Where a file and the one that a token in the attribute's name stands for can differ.
+    fn diff(&self, id: u64, name: &str) -> Result<DiffPage> {
+        let request = name.strip_prefix(door::DIFF).and_then(|rest| rest.split_once('.'));
+        let request = request.and_then(|(token, from)| Some((token, from.parse().ok()?)));
+        let (token, from) = request.ok_or_else(no_such_attribute)?;
+        let other = self.pool.redeem(token)?;
+        let volume = self.volume(id)?;
+        for node in [volume.key(), other.key()] {
+            crate::pool::Names::flush_cached(self, node);
+        }
+        let found = self.pool.differences(&volume, &other, from, DIFF_RUNS)?;
+        let extent = |run: &std::ops::Range<u64>| (run.start * BLOCK, (run.end - run.start) * BLOCK);
+        let mut next = found.next;
+        if found.runs.len() > DIFF_RUNS {
+            next = Some(found.runs[DIFF_RUNS].start);
+        }
+        Ok(DiffPage { extents: found.runs.iter().take(DIFF_RUNS).map(extent).collect(), next })
     }
 
     fn describe_volume(&self, id: u64, name: &str) -> Result<Vec<u8>> {
@@ -96,6 +120,12 @@ impl NameTree {
             (FileKind::File, door::CLONE) => self.told(id, caller, || self.clone_by_request(id, value, caller)),
             (FileKind::File, door::GROUP) => self.told(id, caller, || self.carry_out_group(value, caller)),
             (FileKind::File, door::CLONE_FROM) => self.told(id, caller, || self.clone_by_path(id, value, caller)),
+            (FileKind::File, door::SNAPSHOT) => self.snapshot(id, value, caller),
+            (FileKind::File, door::RESET) => self.reset(id, value, caller),
+            (FileKind::File, door::RESIZE) => {
+                let request = serde_json::from_slice(value).map_err(|e| bad_request("resize", e))?;
+                self.set_volume_size(id, &request, caller)
+            }
             (FileKind::File | FileKind::Directory, door::DEEPEN) => self.deepen(id, kind, value, caller),
             (FileKind::Directory, door::FLUSH) => self.flush(value, caller),
             (FileKind::Directory, door::SCRUB) => self.scrub(value, caller),

@@ -4,6 +4,7 @@
 //! the same user can carry a group out, and only one who knows its name.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,11 +29,21 @@ const SHORTEST: usize = 16;
 pub type Groups = HashMap<String, Group>;
 
 /// Requests that wait for each other.
+#[derive(Default)]
 pub struct Group {
     uid: u32,
-    used: Instant,
+    used: Option<Instant>,
     /// With the node of each target.
     clones: Vec<(u64, Member)>,
+    /// Volumes of which snapshots are to be made, where they are, and what the snapshots are called.
+    snapshots: Vec<(Arc<Volume>, PathBuf)>,
+    name: String,
+}
+
+impl Group {
+    fn len(&self) -> usize {
+        self.clones.len() + self.snapshots.len()
+    }
 }
 
 impl NameTree {
@@ -57,25 +68,44 @@ impl NameTree {
         })
     }
 
+    /// Keeps the request to make a snapshot of a volume.
+    pub(super) fn join_snapshots(
+        &self,
+        group: String,
+        volume: Arc<Volume>,
+        path: PathBuf,
+        name: String,
+        caller: &Caller,
+    ) -> Result<()> {
+        self.with_group(group, caller, |group| {
+            if !group.snapshots.is_empty() && group.name != name {
+                return Err(bad_request("join a group", "the snapshots of a group have one name"));
+            }
+            group.snapshots.push((volume, path));
+            group.name = name;
+            Ok(())
+        })
+    }
+
     fn with_group(&self, name: String, caller: &Caller, add: impl FnOnce(&mut Group) -> Result<()>) -> Result<()> {
         if name.len() < SHORTEST {
             return Err(bad_request("join a group", "its name is too short"));
         }
         let mut groups = self.groups.lock();
-        groups.retain(|_, group| group.used.elapsed() < LIFE);
+        groups.retain(|_, group| group.used.is_some_and(|used| used.elapsed() < LIFE));
         if !groups.contains_key(&name) && groups.len() >= MOST_GROUPS {
             let oldest = groups.iter().min_by_key(|(_, group)| group.used).map(|(name, _)| name.clone());
             oldest.map(|name| groups.remove(&name));
         }
-        let fresh = || Group { uid: caller.uid, used: Instant::now(), clones: Vec::new() };
+        let fresh = || Group { uid: caller.uid, used: Some(Instant::now()), ..Group::default() };
         let group = groups.entry(name).or_insert_with(fresh);
         if group.uid != caller.uid {
             return Err(errno("join another user's group", libc::EPERM));
         }
-        if group.clones.len() >= MOST_MEMBERS {
+        if group.len() >= MOST_MEMBERS {
             return Err(bad_request("join a group", "it has too many members"));
         }
-        group.used = Instant::now();
+        group.used = Some(Instant::now());
         add(group)
     }
 
@@ -89,9 +119,15 @@ impl NameTree {
             }
             groups.remove(&request.group)
         };
-        let group = group.filter(|group| group.clones.len() == request.members);
+        let group = group.filter(|group| group.len() == request.members);
         let group = group.ok_or_else(|| bad_request("carry out a group", "some of its members are not known"))?;
         let _sharing = self.sharing.read();
+        if !group.snapshots.is_empty() {
+            if !group.clones.is_empty() {
+                return Err(bad_request("carry out a group", "it has both clones and snapshots"));
+            }
+            return self.pool.create_snapshots(&group.snapshots, &group.name, false);
+        }
         for (node, member) in &group.clones {
             self.drop_privileges(*node, &member.target, caller)?;
         }

@@ -14,6 +14,7 @@ mod copying;
 mod doors;
 mod groups;
 mod handle;
+mod snapshots;
 mod table;
 mod tree;
 mod xattr;
@@ -87,6 +88,8 @@ pub struct NameTree {
     handles: Handles,
     /// Groups that were begun.
     groups: Mutex<Groups>,
+    /// The node of the directory that holds the stubs of snapshots, once it was needed.
+    stubs: OnceLock<u64>,
     kernel: OnceLock<Box<dyn Kernel>>,
 }
 
@@ -105,6 +108,7 @@ impl NameTree {
             directories: [const { RwLock::new(()) }; STRIPES],
             handles: Handles::default(),
             groups: Mutex::default(),
+            stubs: OnceLock::new(),
             kernel: OnceLock::new(),
         };
         Ok(Arc::new(tree))
@@ -122,7 +126,7 @@ impl NameTree {
 
     /// The kernel no longer knows the node under `count` of its lookups.
     pub fn forget(&self, node: u64, count: u64) {
-        self.table.lock().forget(node, count);
+        self.table.lock().forget(snapshots::real(node), count);
     }
 
     fn directory_lock(&self, directory: u64) -> &RwLock<()> {
@@ -130,7 +134,7 @@ impl NameTree {
     }
 
     fn kind(&self, id: u64) -> Result<FileKind> {
-        self.table.lock().node(id).map(|node| node.kind).ok_or_else(stale)
+        self.table.lock().node(snapshots::real(id)).map(|node| node.kind).ok_or_else(stale)
     }
 
     fn path(&self, id: u64) -> Result<PathBuf> {

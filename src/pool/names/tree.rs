@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::attributes::Attributes;
 use super::caller::{Caller, effective_gid, effective_uid};
 use super::handle::{DirHandle, Handle, Handles, OpenFile, is_plain_reader, opens_for_writing};
-use super::{HIDDEN, NameTree, ROOT, TRIES, errno, stale};
+use super::{HIDDEN, NameTree, ROOT, TRIES, errno, snapshots, stale};
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::{Event, What};
 use crate::io::{DirEntry, FileKey, FileKind, FileRef, Open, Rename, Stat};
@@ -54,6 +54,12 @@ impl NameTree {
         if is_hidden(parent, name) {
             return Err(errno("look up", libc::ENOENT).at(name));
         }
+        if snapshots::is_here(parent) {
+            return self.lookup_snapshot(parent, name);
+        }
+        if self.is_snapshots(parent, name) {
+            return self.snapshots_root();
+        }
         let namespace = self.namespace.read();
         let directory = self.directory_lock(parent).read();
         let path = self.join(parent, name)?;
@@ -76,7 +82,7 @@ impl NameTree {
     }
 
     /// Completes what is told to the kernel. Where that fails, the lookup is taken back.
-    fn found(&self, node: u64, generation: u64, path: &Path, backing: Stat) -> Result<Found> {
+    pub(super) fn found(&self, node: u64, generation: u64, path: &Path, backing: Stat) -> Result<Found> {
         let described = self.described(path, backing);
         let attributes = if backing.kind() != FileKind::File || self.is_still(node, None, backing.key) {
             described.map(|stat| Attributes { ino: node, stat, private: false })
@@ -133,7 +139,7 @@ impl NameTree {
         how: &Creation,
         exclusive: bool,
     ) -> Result<(u64, u64, PathBuf, Arc<Volume>)> {
-        check_new_name(parent, name)?;
+        self.check_new_name(parent, name)?;
         let namespace = self.namespace.read();
         let lock = self.directory_lock(parent).write();
         let (directory, path) = (self.path(parent)?, self.join(parent, name)?);
@@ -227,7 +233,7 @@ impl NameTree {
         how: &Creation,
         make: impl FnOnce(&Path, &Path) -> std::io::Result<()>,
     ) -> Result<Found> {
-        check_new_name(parent, name)?;
+        self.check_new_name(parent, name)?;
         let namespace = self.namespace.read();
         let lock = self.directory_lock(parent).write();
         let (directory, path) = (self.path(parent)?, self.join(parent, name)?);
@@ -273,6 +279,9 @@ impl NameTree {
         if is_hidden(parent, name) {
             return Err(errno("remove", libc::ENOENT).at(name));
         }
+        if snapshots::is_here(parent) {
+            return self.unlink_snapshot(parent, name);
+        }
         let namespace = self.namespace.read();
         let lock = self.directory_lock(parent).write();
         let (directory, path) = (self.path(parent)?, self.join(parent, name)?);
@@ -306,6 +315,7 @@ impl NameTree {
         if is_hidden(parent, name) {
             return Err(errno("remove directory", libc::ENOENT).at(name));
         }
+        self.check_changeable(parent)?;
         let namespace = self.namespace.read();
         let lock = self.directory_lock(parent).write();
         let (directory, path) = (self.path(parent)?, self.join(parent, name)?);
@@ -321,7 +331,10 @@ impl NameTree {
         if is_hidden(from.0, from.1) {
             return Err(errno("rename", libc::ENOENT).at(from.1));
         }
-        check_new_name(to.0, to.1)?;
+        if snapshots::is_here(from.0) || snapshots::is_here(to.0) {
+            return self.rename_snapshot(from, to);
+        }
+        self.check_new_name(to.0, to.1)?;
         let namespace = self.namespace.write();
         let (old, new) = (self.join(from.0, from.1)?, self.join(to.0, to.1)?);
         let source = self.fs.stat(&old).context("rename", &old)?;
@@ -338,6 +351,9 @@ impl NameTree {
             }
         }
         let directories = (self.path(from.0)?, self.path(to.0)?);
+        if !same && let Err(error) = self.pool.snapshots_follow(&old, &new, how == Rename::Exchange) {
+            tracing::warn!("the snapshots of {old:?} stay under that name: {error}");
+        }
         drop(namespace);
         if let Some(target) = target.filter(|_| !same) {
             self.lost_name(&new, &target, Some(&old));
@@ -349,7 +365,8 @@ impl NameTree {
 
     /// Gives a file one more name. It can wait for clones of the file that are being made: not for a FUSE thread.
     pub fn link(&self, id: u64, parent: u64, name: &OsStr) -> Result<Found> {
-        check_new_name(parent, name)?;
+        self.check_new_name(parent, name)?;
+        self.check_changeable(id)?;
         let _sharing = self.sharing.write();
         if self.kind(id)? == FileKind::File {
             self.pool.before_link(&self.volume(id)?)?;
@@ -380,6 +397,9 @@ impl NameTree {
     /// Opens a regular file. The kernel has checked permissions.
     pub fn open(&self, id: u64, flags: i32, caller: &Caller) -> Result<u64> {
         let volume = self.volume(id)?;
+        if volume.is_snapshot() && (opens_for_writing(flags) || flags & libc::O_TRUNC != 0) {
+            return Err(snapshots::read_only("open for writing"));
+        }
         let handle = self.add_handle(id, volume, flags, caller)?;
         if is_plain_reader(flags) {
             // It may be cp, which looks at `st_blocks` next and then has to ask us, see `attributes`.
@@ -455,6 +475,15 @@ impl NameTree {
     /// 0 the directory is read anew.
     pub fn list(&self, number: u64, offset: u64, mut take: impl FnMut(u64, Listed) -> bool) -> Result<()> {
         let handle = self.handles.directory(number)?;
+        if snapshots::is_here(handle.node) {
+            let listed = self.list_snapshots(handle.node)?;
+            for (at, entry) in (1..).zip(listed).skip(offset as usize) {
+                if !take(at, entry) {
+                    break;
+                }
+            }
+            return Ok(());
+        }
         let mut entries = handle.entries.lock();
         if offset == 0 {
             *entries = self.read_directory(&handle)?;
@@ -519,7 +548,20 @@ impl NameTree {
         Err(errno("follow a directory that is renamed all the time", libc::EBUSY))
     }
 
-    fn join(&self, parent: u64, name: &OsStr) -> Result<PathBuf> {
+    /// Whether something can be made under a name, or moved there.
+    fn check_new_name(&self, parent: u64, name: &OsStr) -> Result<()> {
+        self.check_changeable(parent)?;
+        let reserved = if is_hidden(parent, name) {
+            "it is reserved for the pool's own files"
+        } else if self.is_snapshots(parent, name) {
+            "snapshots are seen there"
+        } else {
+            return Ok(());
+        };
+        Err(Error::new(Kind::Permission, "use the name").at(name).because(reserved))
+    }
+
+    pub(super) fn join(&self, parent: u64, name: &OsStr) -> Result<PathBuf> {
         self.table.lock().join(parent, name).ok_or_else(stale)
     }
 }
@@ -537,11 +579,4 @@ fn dots(handle: &DirHandle, at: u64) -> Option<DirEntry> {
 /// The pool's own directory does not exist for users.
 fn is_hidden(parent: u64, name: &OsStr) -> bool {
     parent == ROOT && name == HIDDEN
-}
-
-fn check_new_name(parent: u64, name: &OsStr) -> Result<()> {
-    if !is_hidden(parent, name) {
-        return Ok(());
-    }
-    Err(Error::new(Kind::Permission, "use the name").at(name).because("it is reserved for the pool's own files"))
 }

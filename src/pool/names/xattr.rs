@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 
 use super::caller::{CAP_FSETID, CAP_SYS_ADMIN, Caller};
-use super::{NameTree, Target, errno};
+use super::{NameTree, Target, errno, snapshots};
 use crate::door;
 use crate::error::{Error, Kind, Result};
 
@@ -23,7 +23,8 @@ pub fn set_may_wait(name: &OsStr) -> bool {
 
 /// Whether reading an attribute can take long.
 pub fn get_takes_long(name: &OsStr) -> bool {
-    name == door::CHECK || name == door::USAGE || name.as_bytes().starts_with(door::EVENTS.as_bytes())
+    let long = [door::EVENTS, door::DIFF].iter().any(|prefix| name.as_bytes().starts_with(prefix.as_bytes()));
+    long || name == door::CHECK || name == door::USAGE
 }
 
 pub(super) fn is_ours(name: &OsStr) -> bool {
@@ -33,6 +34,7 @@ pub(super) fn is_ours(name: &OsStr) -> bool {
 impl NameTree {
     /// Value of an attribute.
     pub fn get_xattr(&self, id: u64, name: &OsStr, caller: &Caller) -> Result<Vec<u8>> {
+        let id = snapshots::real(id);
         if is_ours(name) {
             return self.get_door(id, name, caller);
         }
@@ -47,6 +49,7 @@ impl NameTree {
 
     /// Sets an attribute; `flags` are those of setxattr(2).
     pub fn set_xattr(&self, id: u64, name: &OsStr, value: &[u8], flags: i32, caller: &Caller) -> Result<()> {
+        self.check_changeable(id)?;
         if is_ours(name) {
             return self.set_door(id, name, value, caller);
         }
@@ -63,6 +66,7 @@ impl NameTree {
 
     /// Removes an attribute.
     pub fn remove_xattr(&self, id: u64, name: &OsStr) -> Result<()> {
+        self.check_changeable(id)?;
         if is_ours(name) {
             return Err(Error::new(Kind::Permission, "remove a virtual attribute"));
         }
@@ -72,6 +76,7 @@ impl NameTree {
 
     /// Names of the attributes that the caller may see, each ended by a NUL.
     pub fn list_xattr(&self, id: u64, caller: &Caller) -> Result<Vec<u8>> {
+        let id = snapshots::real(id);
         let mut names = self.with_target(id, "list the attributes of", |target| match target.list_xattr() {
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(Vec::new()),
             other => other,

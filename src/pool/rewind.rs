@@ -1,0 +1,266 @@
+//! Going back: a volume becomes again what a snapshot of it shows, or what it was when it was made as a clone. O(1): it
+//! gets a new, empty layer over the frozen one that shows that; what it held itself is removed in the background.
+//!
+//! An overlay keeps its stub, and one journal record is all. A plain file gets a stub in its place, as when it is frozen:
+//!
+//! | crash after | what is found |
+//! |---|---|
+//! | the record is durable | a volume whose stub is in no directory: removed. The file is as before |
+//! | the rename | the volume as it was then |
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::freeze::Prepared;
+use super::reap::Dead;
+use super::{Pool, stub};
+use crate::error::{Context, Error, Kind, Result};
+use crate::io::{FileKey, FileRef, Open, Rename, SetTime, Timestamp};
+use crate::layer::Layer;
+use crate::store::record::{Base, Change, VolumeRecord};
+use crate::store::{STUBS, new_id, stub_path, tmp_path};
+use crate::units::{Id, blocks};
+use crate::volume::overlay::Overlay;
+use crate::volume::plain::sync_entry;
+use crate::volume::{State, Volume};
+
+/// What a volume is to be again.
+struct Past {
+    layer: Option<Arc<Layer>>,
+    overlap: u64,
+    size: u64,
+}
+
+impl Pool {
+    /// Makes `volume`, which nobody may have open, what the snapshot `id` shows. Its name, owner, mode and attributes stay.
+    pub fn roll_back(&self, volume: &Arc<Volume>, id: Id) -> Result<()> {
+        let record = self.env.store.catalogue().volume(id).filter(|r| r.snapshot.is_some()).cloned();
+        let record = record.ok_or_else(|| Error::new(Kind::NotFound, "roll back").at(volume.path()))?;
+        let layer = record.parent.map(|id| self.need_layer(id)).transpose()?;
+        self.rewind(volume, "roll back", &Past { layer, overlap: record.overlap, size: record.size })
+    }
+
+    /// Makes `volume`, which nobody may have open, what it was when it was made as a clone. `who` must have owned it then;
+    /// `None`: somebody who may do all.
+    pub fn reset(&self, volume: &Arc<Volume>, who: Option<u32>) -> Result<()> {
+        let id = match &*volume.gate().read() {
+            State::Overlay(overlay) => overlay.id,
+            _ => return Err(nothing_left(volume, "it is an ordinary file")),
+        };
+        let record = self.env.store.catalogue().volume(id).cloned();
+        let base =
+            record.as_ref().and_then(base_of).ok_or_else(|| nothing_left(volume, "it was not made as a clone"))?;
+        if who.is_some_and(|uid| uid != base.uid) {
+            return Err(Error::new(Kind::Permission, "reset")
+                .at(volume.path())
+                .because("it was another user's when it was made as a clone")
+                .remedy("root can do it"));
+        }
+        if self.env.store.catalogue().layer(base.layer).is_none() {
+            return Err(nothing_left(volume, "what it was cloned from is no longer kept: it has taken it over"));
+        }
+        let layer = Some(self.need_layer(base.layer)?);
+        self.rewind(volume, "reset", &Past { layer, overlap: base.visible, size: base.size })
+    }
+
+    fn need_layer(&self, id: Id) -> Result<Arc<Layer>> {
+        self.frozen_layer(id)?.ok_or_else(|| Error::new(Kind::Damaged, "open layer").because("it has no record"))
+    }
+
+    fn rewind(&self, volume: &Arc<Volume>, doing: &'static str, past: &Past) -> Result<()> {
+        if self.options.read_only || volume.is_snapshot() {
+            return Err(Error::new(Kind::ReadOnly, doing).at(volume.path()));
+        }
+        refuse_open(volume, doing)?;
+        // Held so that nobody drops or adopts it before the record of the volume names it.
+        let _held = past.layer.as_ref().map(|layer| Pin::new(layer));
+        let _switching = volume.switching().lock();
+        let plain = match &*volume.gate().read() {
+            State::Overlay(_) => None,
+            State::Plain(plain) => Some((plain.file.clone(), plain.shared.clone())),
+            State::Broken { why, .. } => {
+                return Err(Error::new(Kind::Damaged, doing).at(volume.path()).because(why.clone()));
+            }
+        };
+        match plain {
+            None => self.rewind_overlay(volume, doing, past),
+            Some((_, Some(shared))) if past.is_all_of(&shared) => Ok(()),
+            Some((file, shared)) => self.rewind_plain(volume, doing, past, &file, shared.is_some()),
+        }
+    }
+
+    fn rewind_overlay(&self, volume: &Arc<Volume>, doing: &'static str, past: &Past) -> Result<()> {
+        {
+            let mut gate = volume.gate().write();
+            let State::Overlay(overlay) = &mut *gate else { return Err(Error::new(Kind::Busy, doing)) };
+            // Whoever opens it from now on waits for the gate with the first call, and finds the new state.
+            refuse_open(volume, doing)?;
+            self.switch_layer(volume, doing, overlay, past)?;
+        }
+        volume.forget_mtime();
+        // With its name, which may be new, and with what lies below. What it held goes only when this is durable.
+        volume.sync(false)?;
+        self.wake_background();
+        Ok(())
+    }
+
+    /// With the gate held exclusively: the record, and the switch in memory.
+    fn switch_layer(&self, volume: &Volume, doing: &'static str, overlay: &mut Overlay, past: &Past) -> Result<()> {
+        let id = overlay.id;
+        let top = Layer::fresh(&self.env.fs, new_id(), past.layer.clone(), past.size, past.overlap);
+        let ops = self.ops.lock();
+        let record = self.env.store.catalogue().volume(id).cloned();
+        let record = record.ok_or_else(|| Error::new(Kind::NotFound, doing).at(volume.path()))?;
+        let old = record.file;
+        let over = VolumeRecord::over(id, top.id, past.parent(), (past.overlap, past.size), record.path.clone());
+        // From here on it shares what it reads with a snapshot, or its origin, and would rather adopt than copy.
+        let VolumeRecord { origin, deepening, paused, base, .. } = record;
+        let record = VolumeRecord { origin, deepening, paused, base, source: true, ..over };
+        let number = self.env.store.commit(vec![Change::Volume(record)])?;
+        drop(ops);
+        overlay.top = top;
+        overlay.debts.commit.fetch_max(number, Ordering::AcqRel);
+        overlay.pristine.store(false, Ordering::Release);
+        // A failure of it costs the time of the last change.
+        let _ = overlay.stub.set_times(SetTime::Keep, SetTime::At(Timestamp::now()));
+        self.dead.lock().push(Dead::Files(old));
+        self.failures.lock().remove(&id);
+        Ok(())
+    }
+
+    fn rewind_plain(
+        &self,
+        volume: &Arc<Volume>,
+        doing: &'static str,
+        past: &Past,
+        file: &FileRef,
+        shared: bool,
+    ) -> Result<()> {
+        let names = self.names().ok_or_else(|| Error::new(Kind::Unsupported, doing))?;
+        let links = file.stat().context("look at file", volume.path())?.nlink;
+        if links > 1 + u64::from(shared) {
+            return Err(Error::new(Kind::Unsupported, doing)
+                .at(volume.path())
+                .because("it has several names")
+                .remedy("clone the snapshot instead"));
+        }
+        let prepared = self.prepare_past(volume, file, past)?;
+        let mut replace = |path: &Path| -> Result<FileKey> {
+            let mut gate = volume.gate().write();
+            refuse_open(volume, doing)?;
+            self.env.fs.rename(&prepared.temporary, path, Rename::Replace).context("replace file", path)?;
+            volume.set_path(path);
+            self.switch_to_overlay(volume, &mut gate, past.layer.as_ref(), &prepared);
+            if let State::Overlay(overlay) = &*gate {
+                *overlay.debts.directory.lock() = Some(path.parent().unwrap_or(Path::new("")).to_path_buf());
+            }
+            Ok(prepared.key)
+        };
+        match names.swap(volume.key(), Some(&volume.path()), &mut replace) {
+            Ok(Some(_)) => {
+                let debts = match &*volume.gate().read() {
+                    State::Overlay(overlay) => Some(overlay.debts.clone()),
+                    _ => None,
+                };
+                self.wake_background();
+                debts.map_or(Ok(()), |debts| sync_entry(self.env.fs.as_ref(), &debts.directory))
+            }
+            other => {
+                self.take_back_stub(&prepared);
+                other.and(Err(Error::new(Kind::NotFound, doing).at(volume.path())))
+            }
+        }
+    }
+
+    /// Makes a stub for what a plain file is to become, its link and its record, all durable.
+    fn prepare_past(&self, volume: &Volume, file: &FileRef, past: &Past) -> Result<Prepared> {
+        let (id, temporary, fs) = (new_id(), tmp_path(), &self.env.fs);
+        let pool = self.env.store.pool_id().ok_or_else(|| Error::new(Kind::Damaged, "roll back"))?;
+        let top = Layer::fresh(fs, new_id(), past.layer.clone(), past.size, past.overlap);
+        let made = (|| {
+            let stub = fs.open(&temporary, Open::CreateNew(0o600)).context("make stub", &temporary)?;
+            stub::describe(stub.as_ref(), id, past.size).context("write stub", &temporary)?;
+            stub::copy_attributes(file.as_ref(), stub.as_ref()).context("copy attributes to stub", volume.path())?;
+            let _ = stub.set_times(SetTime::Keep, SetTime::At(Timestamp::now()));
+            stub::mark(stub.as_ref(), pool, id)?;
+            fs.link(&temporary, &stub_path(id)).context("link stub", stub_path(id))?;
+            stub.sync_all().context("sync stub", &temporary)?;
+            fs.sync_dir(Path::new(STUBS)).context("sync stubs directory", STUBS)?;
+            let key = stub.stat().context("look at stub", &temporary)?.key;
+            let path = volume.path().to_string_lossy().into_owned();
+            let over = VolumeRecord::over(id, top.id, past.parent(), (past.overlap, past.size), path);
+            let record = VolumeRecord { source: true, ..over };
+            let commit = {
+                let _ops = self.ops.lock();
+                self.env.store.commit(vec![Change::Volume(record)])?
+            };
+            self.env.store.sync(commit)?;
+            Ok(Prepared { id, top, stub, key, temporary: temporary.clone(), commit })
+        })();
+        made.inspect_err(|_| {
+            let _ = fs.unlink(&temporary);
+            let _ = fs.unlink(&stub_path(id));
+        })
+    }
+
+    fn take_back_stub(&self, prepared: &Prepared) {
+        let _ = self.env.fs.unlink(&prepared.temporary);
+        let committed = {
+            let _ops = self.ops.lock();
+            self.env.store.commit(vec![Change::DropVolume(prepared.id)])
+        };
+        // A record that is still there after a crash must find its stub: the next start drops both.
+        if committed.and_then(|number| self.env.store.sync(number)).is_ok() {
+            let _ = self.env.fs.unlink(&stub_path(prepared.id));
+        }
+    }
+}
+
+impl Past {
+    fn parent(&self) -> Option<Id> {
+        self.layer.as_ref().map(|layer| layer.id)
+    }
+
+    /// Whether it is what a plain file that is read through `shared` is still.
+    fn is_all_of(&self, shared: &Layer) -> bool {
+        let all = self.size == shared.size() && self.overlap >= blocks(self.size);
+        all && self.parent() == Some(shared.id)
+    }
+}
+
+/// A layer that is held.
+struct Pin<'a>(&'a Layer);
+
+impl<'a> Pin<'a> {
+    fn new(layer: &'a Layer) -> Pin<'a> {
+        layer.pin();
+        Pin(layer)
+    }
+}
+
+impl Drop for Pin<'_> {
+    fn drop(&mut self) {
+        self.0.unpin();
+    }
+}
+
+/// What a volume was when it was made as a clone. Records of the first version do not say it, but those of volumes that
+/// are still on the layer they began on do by themselves; who owned them is not known, so only root gets them back.
+fn base_of(record: &VolumeRecord) -> Option<Base> {
+    // Without any block of its source it was made by copy_file_range, piece by piece.
+    let untouched = !record.source && record.file == record.top && record.overlap > 0;
+    let old = || Some(Base { layer: record.parent?, visible: record.overlap, size: record.size, uid: 0 });
+    record.base.or_else(|| old().filter(|_| untouched))
+}
+
+fn refuse_open(volume: &Volume, doing: &'static str) -> Result<()> {
+    if volume.handles() == 0 {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Busy, doing).at(volume.path()).because("it is open").remedy("shut down what uses it first"))
+}
+
+fn nothing_left(volume: &Volume, why: &'static str) -> Error {
+    Error::new(Kind::Unsupported, "reset").at(volume.path()).because(why)
+}
