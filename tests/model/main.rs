@@ -1,6 +1,7 @@
 //! Random sequences of operations against a plain in-memory model, below FUSE. After every step all volumes are
 //! compared: contents, sizes, and that holes read as zeros.
 
+mod life;
 mod ops;
 mod world;
 

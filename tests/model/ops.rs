@@ -76,6 +76,17 @@ pub enum Op {
         from: Name,
         to: Name,
     },
+    /// As of one moment.
+    Group {
+        from: [Name; 2],
+        to: [Name; 2],
+    },
+    /// Of one moment, if there are two; a volume has one snapshot at most.
+    Snapshot(Vec<Name>),
+    RemoveSnapshot(Name),
+    Rollback(Name),
+    /// Back to what it was when it was made as a clone.
+    Reset(Name),
     Flush,
     Reap,
     Remount,
@@ -122,6 +133,11 @@ pub fn any() -> impl Strategy<Value = Op> {
         4 => name().prop_map(Op::Remove),
         3 => (name(), name()).prop_map(|(from, to)| Op::Rename { from, to }),
         1 => (name(), name()).prop_map(|(from, to)| Op::Link { from, to }),
+        2 => ([name(), name()], [name(), name()]).prop_map(|(from, to)| Op::Group { from, to }),
+        5 => prop::collection::vec(name(), 1..3).prop_map(Op::Snapshot),
+        3 => name().prop_map(Op::RemoveSnapshot),
+        4 => name().prop_map(Op::Rollback),
+        4 => name().prop_map(Op::Reset),
         1 => Just(Op::Flush),
         2 => Just(Op::Reap),
         2 => Just(Op::Remount),

@@ -46,16 +46,20 @@ pub struct World {
     _names: Option<Arc<dyn Names>>,
     model: BTreeMap<Name, Contents>,
     open: BTreeMap<Name, (Arc<Volume>, bool)>,
+    /// What clones were when they were made.
+    pub bases: BTreeMap<Name, Vec<u8>>,
+    /// What snapshots show, by the name that their volume had then.
+    pub snapshots: BTreeMap<Name, Vec<u8>>,
     pinned: Option<(Pinned, Vec<u8>)>,
 }
 
-type Outcome = std::result::Result<(), String>;
+pub type Outcome = std::result::Result<(), String>;
 
-fn file_name(name: Name) -> PathBuf {
+pub fn file_name(name: Name) -> PathBuf {
     PathBuf::from(format!("v{name}.img"))
 }
 
-fn text<E: std::fmt::Display>(error: E) -> String {
+pub fn text<E: std::fmt::Display>(error: E) -> String {
     error.to_string()
 }
 
@@ -65,7 +69,8 @@ impl World {
         let base = if Path::new("/dev/shm").is_dir() { PathBuf::from("/dev/shm") } else { std::env::temp_dir() };
         let dir = tempfile::tempdir_in(base).expect("a temporary directory");
         let (model, open) = (BTreeMap::new(), BTreeMap::new());
-        let mut world = World { dir, pool: None, _names: None, model, open, pinned: None };
+        let (bases, snapshots) = (BTreeMap::new(), BTreeMap::new());
+        let mut world = World { dir, pool: None, _names: None, model, open, bases, snapshots, pinned: None };
         world.mount().expect("an empty pool opens");
         world
     }
@@ -85,12 +90,12 @@ impl World {
         Ok(())
     }
 
-    fn pool(&self) -> Arc<Pool> {
+    pub fn pool(&self) -> Arc<Pool> {
         self.pool.clone().expect("the pool is mounted between operations")
     }
 
     /// The open volume of a name; it stays open, as a VM's disk does.
-    fn volume(&mut self, name: Name) -> std::result::Result<Arc<Volume>, String> {
+    pub fn volume(&mut self, name: Name) -> std::result::Result<Arc<Volume>, String> {
         if let Some((volume, _)) = self.open.get(&name) {
             return Ok(volume.clone());
         }
@@ -118,21 +123,29 @@ impl World {
         }
     }
 
-    fn create(&mut self, name: Name) -> std::result::Result<Arc<Volume>, String> {
+    /// Closes everything.
+    pub fn close_all(&mut self) {
+        for name in self.open.keys().copied().collect::<Vec<_>>() {
+            self.close(name);
+        }
+    }
+
+    pub fn create(&mut self, name: Name) -> std::result::Result<Arc<Volume>, String> {
         let pool = self.pool();
         let file = pool.fs().open(&file_name(name), Open::CreateNew(0o644)).map_err(text)?;
         let volume = pool.created(&file_name(name), file).map_err(text)?;
         volume.open_handle(true);
         self.open.insert(name, (volume.clone(), true));
         self.model.insert(name, Contents::default());
+        self.bases.remove(&name);
         Ok(volume)
     }
 
-    fn edit(&mut self, name: Name, edit: impl FnOnce(&mut Vec<u8>)) {
+    pub fn edit(&mut self, name: Name, edit: impl FnOnce(&mut Vec<u8>)) {
         edit(&mut self.model[&name].0.borrow_mut());
     }
 
-    fn bytes(&self, name: Name) -> Vec<u8> {
+    pub fn bytes(&self, name: Name) -> Vec<u8> {
         self.model[&name].0.borrow().clone()
     }
 
@@ -186,6 +199,7 @@ impl World {
                 self.pool().clone_volume(&source, &target, &options).map_err(text)?;
                 let mut bytes = self.bytes(*from);
                 bytes.resize(bytes.len() + *grow as usize, 0);
+                self.bases.insert(*to, bytes.clone());
                 self.edit(*to, |b| *b = bytes);
                 Ok(())
             }
@@ -238,8 +252,23 @@ impl World {
                 self.pool().fs().link(&file_name(*from), &file_name(*to)).map_err(text)?;
                 let contents = self.model[from].clone();
                 self.model.insert(*to, contents);
+                self.bases.remove(to);
+                self.bases.get(from).cloned().map(|base| self.bases.insert(*to, base));
                 Ok(())
             }
+            Op::Group { from, to } => {
+                let there = from.iter().all(|name| has(self, name)) && from[0] != from[1];
+                let free = to[0] != to[1] && !to.iter().any(|name| has(self, name));
+                if there && free { self.group(*from, *to) } else { Ok(()) }
+            }
+            Op::Snapshot(names) => {
+                let fresh = |name: &Name| has(self, name) && !self.snapshots.contains_key(name);
+                let twice = names.len() == 2 && names[0] == names[1];
+                if names.iter().all(fresh) && !twice { self.snapshot(names) } else { Ok(()) }
+            }
+            Op::RemoveSnapshot(name) if self.snapshots.contains_key(name) => self.remove_snapshot(*name),
+            Op::Rollback(name) if has(self, name) && self.snapshots.contains_key(name) => self.roll_back(*name),
+            Op::Reset(name) if has(self, name) => self.reset(*name),
             Op::Flush => self.pool().flush().map_err(text),
             Op::Reap => self.pool().reap_dead().map_err(text),
             Op::Remount => self.remount(true),
@@ -330,6 +359,8 @@ impl World {
         }
         let contents = self.model.remove(&from).expect("the caller looked");
         self.model.insert(to, contents);
+        self.bases.remove(&to);
+        self.bases.remove(&from).map(|base| self.bases.insert(to, base));
         Ok(())
     }
 
@@ -379,6 +410,7 @@ impl World {
             differ(&format!("v{name}"), &bytes[..got], &expect)?;
             check_holes(&volume, &expect).map_err(|why| format!("v{name}: {why}"))?;
         }
+        self.compare_snapshots()?;
         if let Some((pinned, expect)) = &self.pinned {
             let mut bytes = vec![0xaa; expect.len() + 10];
             let got = pinned.read(0, &mut bytes).map_err(text)?;
@@ -390,6 +422,7 @@ impl World {
     /// Deepens everything; then only plain files are left.
     pub fn drain(mut self) -> Outcome {
         self.pinned = None;
+        self.remove_snapshots()?;
         for _ in 0..4 {
             for name in self.model.keys().copied().collect::<Vec<_>>() {
                 self.apply(&Op::Adopt(name))?;
@@ -423,7 +456,7 @@ impl World {
                 return Err(format!("the plain file v{name} is marked as a stub"));
             }
         }
-        for dir in ["layers", "stubs", "tmp"] {
+        for dir in ["layers", "stubs", "tmp", "snapshots"] {
             let path = self.dir.path().join(".clonefs").join(dir);
             let left = std::fs::read_dir(path).map(|d| d.flatten().map(|e| e.file_name()).collect::<Vec<_>>());
             if left.as_ref().is_ok_and(|l| !l.is_empty()) {
@@ -455,7 +488,7 @@ fn wipe(bytes: &mut [u8], offset: u64, len: u64) {
     }
 }
 
-fn differ(what: &str, got: &[u8], expect: &[u8]) -> Outcome {
+pub fn differ(what: &str, got: &[u8], expect: &[u8]) -> Outcome {
     if got.len() != expect.len() {
         return Err(format!("{what} has {} bytes instead of {}", got.len(), expect.len()));
     }
