@@ -10,7 +10,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::freeze::Prepared;
 use super::reap::Dead;
@@ -20,6 +19,7 @@ use crate::io::{FileKey, FileRef, Open, Rename, SetTime, Timestamp};
 use crate::layer::Layer;
 use crate::store::record::{Base, Change, VolumeRecord};
 use crate::store::{STUBS, new_id, stub_path, tmp_path};
+use crate::sync::atomic::Ordering;
 use crate::units::{Id, blocks};
 use crate::volume::overlay::Overlay;
 use crate::volume::plain::sync_entry;

@@ -59,7 +59,7 @@ pub enum Op {
 use Op::*;
 
 /// The operations of the exhaustive run.
-pub const ALL: [Op; 33] = [
+pub const ALL: [Op; 30] = [
     Write(0),
     Write(1),
     Append(1),
@@ -88,15 +88,12 @@ pub const ALL: [Op; 33] = [
     Rename(0, 1),
     CopyRange(0, 2),
     Group,
-    Snapshot(0),
     Snapshot(1),
-    Rollback(0),
     Rollback(1),
-    Reset(1),
 ];
 
 /// More, for long random sequences.
-pub const MORE: [Op; 34] = [
+pub const MORE: [Op; 37] = [
     CloneOver(0, 1),
     CloneOver(1, 0),
     CloneOver(1, 2),
@@ -124,6 +121,9 @@ pub const MORE: [Op; 34] = [
     Fsync(7),
     Unlink(7),
     Unlink(6),
+    Snapshot(0),
+    Rollback(0),
+    Reset(1),
     SnapshotGroup,
     RemoveSnapshot(0),
     RemoveSnapshot(1),
