@@ -18,6 +18,8 @@ pub mod resolve;
 pub mod sums;
 
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+pub use idle::close_idle;
+
 use std::sync::Arc;
 
 use crate::sync::{Mutex, RwLock};

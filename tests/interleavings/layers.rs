@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use clonefs::layer::Layer;
+use clonefs::layer::{Layer, close_idle};
 use clonefs::pool::CloneOptions;
-use clonefs::store::{LAYERS, STUBS};
+use clonefs::store::{LAYERS, STUBS, map_path};
 use clonefs::units::Id;
 use clonefs::volume::{State, Volume};
 
@@ -125,5 +125,66 @@ fn a_clone_that_meets_the_freeze_of_another_one_is_no_copy() {
     for clone in [&first, &second] {
         assert!(matches!(&*clone.gate().read(), State::Overlay(_)));
         assert!(read(clone, 0, 8192) == filled(2, 1));
+    }
+}
+
+/// A map of which nothing but its size is known yet, closed while its layer rested: where it could not be read again, an
+/// empty one took its place.
+#[test]
+fn a_map_that_was_durable_is_never_made_anew() {
+    for damaged in [false, true] {
+        let world = World::new();
+        world.clone_of(&world.create_with("source", &filled(1, 1)), "clone");
+        let layer = Layer::fresh(&world.fs, Id(77), None, BLOCK, 1);
+        layer.set_size(2 * BLOCK);
+        layer.flush().unwrap();
+        layer.set_frozen(true);
+        while close_idle() > 0 {}
+        layer.set_frozen(false);
+        let map = world.root().join(map_path(Id(77)));
+        let mut bytes = std::fs::read(&map).unwrap();
+        if damaged {
+            bytes[0] ^= 1;
+            std::fs::write(&map, &bytes).unwrap();
+        }
+        assert_eq!(layer.data_for_writing().is_err(), damaged);
+        layer.set_size(3 * BLOCK);
+        assert_eq!(layer.flush().is_err(), damaged);
+        let after = std::fs::read(&map).unwrap();
+        assert!(after.starts_with(&bytes), "what was durable is still there");
+        assert_eq!(after.len() == bytes.len(), damaged);
+    }
+}
+
+/// The checksums of a layer that were half compared when it took its parent's file over were compared with that file
+/// in the end: damage that was none.
+#[test]
+fn a_layer_that_adopts_while_it_is_compared_is_not_damaged() {
+    const SIZE: u64 = 20_000 * BLOCK;
+    for turns in 1..4 {
+        let world = World::new();
+        let source = world.create_with("source", &filled(1, 1));
+        source.set_size(SIZE).unwrap();
+        source.write(SIZE - BLOCK, &filled(1, 2)).unwrap();
+        let middle = world.clone_of(&source, "middle");
+        drop(source);
+        world.remove("source");
+        middle.write(0, &filled(1, 7)).unwrap();
+        let leaves = [world.clone_of(&middle, "one"), world.clone_of(&middle, "two")];
+        world.pool.begin_scrub();
+        while world.pool.scrub_turn() {}
+        world.pool.begin_scrub();
+        for _ in 0..turns {
+            assert!(world.pool.scrub_turn());
+        }
+        let heir = world.pool.store().catalogue().layers().find(|layer| layer.parent.is_some()).unwrap().id;
+        let heir = world.pool.frozen_layer(heir).unwrap().unwrap();
+        assert!(world.pool.adopt_frozen(&heir, &|| false).unwrap());
+        while world.pool.scrub_turn() {}
+        let status = world.pool.scrub_status().unwrap();
+        assert!(status.damaged.is_empty(), "after {turns} turns: {:?}", status.damaged);
+        for leaf in leaves {
+            assert!(read(&leaf, 0, 4096) == filled(1, 7) && read(&leaf, SIZE - BLOCK, 4096) == filled(1, 2));
+        }
     }
 }

@@ -39,7 +39,7 @@ impl World {
         World { pool, fs, hooks, _names: names, dir }
     }
 
-    fn root(&self) -> PathBuf {
+    pub fn root(&self) -> PathBuf {
         self.dir.path().join("pool")
     }
 
