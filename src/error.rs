@@ -113,6 +113,12 @@ impl Error {
         matches!(self.os_error(), Some(libc::EMFILE | libc::ENFILE))
     }
 
+    /// Whether it is for want of something that comes back.
+    pub fn is_scarcity(&self) -> bool {
+        let scarce = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EINTR, libc::EAGAIN];
+        self.os_error().is_some_and(|errno| scarce.contains(&errno))
+    }
+
     /// The errno that the caller of a system call on the mount gets.
     pub fn errno(&self) -> i32 {
         match self.kind {

@@ -190,6 +190,15 @@ impl Fs for HostFs {
         retry(|| unsafe { libc::syncfs(self.root.as_raw_fd()) }).map(drop)
     }
 
+    fn instance(&self) -> Option<String> {
+        // Kernels before 6.8 have only identities of mounts that are used again.
+        const MNT_ID_UNIQUE: u32 = 0x4000;
+        let mask = rustix::fs::StatxFlags::from_bits_retain(MNT_ID_UNIQUE);
+        let st = rustix::fs::statx(&*self.root, "", rustix::fs::AtFlags::EMPTY_PATH, mask).ok()?;
+        let boot = self.boot_id();
+        (st.stx_mask & MNT_ID_UNIQUE != 0 && !boot.is_empty()).then(|| format!("{boot} {}", st.stx_mnt_id))
+    }
+
     fn chmod(&self, path: &Path, mode: u32) -> io::Result<()> {
         let fd = self.handle(path)?;
         let path = proc_path(fd.as_raw_fd());

@@ -72,6 +72,11 @@ pub trait Fs: Send + Sync + 'static {
     fn boot_id(&self) -> String {
         std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
     }
+    /// Names the time for which what was written, synced or not, is there for whoever reads it: this boot and this
+    /// mount of the filesystem. `None` where that cannot be told.
+    fn instance(&self) -> Option<String> {
+        None
+    }
     /// Descriptor of the root directory, where there is one.
     fn root_fd(&self) -> Option<RawFd> {
         None

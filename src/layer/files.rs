@@ -3,6 +3,7 @@
 use crate::sync::atomic::Ordering;
 
 use super::map::{self, Map};
+use super::unsynced::Change;
 use super::{Layer, MapState, span};
 use crate::error::{Context, Result};
 use crate::io::{FileRef, Open};
@@ -119,8 +120,11 @@ impl Layer {
         body.added = body.present.clone();
         body.cleared.clear();
         body.extent_changed = true;
+        let file = body.file;
         drop(body);
         self.dirty.store(true, Ordering::Release);
+        self.note(file, Change::Present(0, blocks(self.size())));
+        self.note_extent();
     }
 
     /// Notes that the name of the data file was just made: it is durable after the next flush.

@@ -71,6 +71,9 @@ impl Layer {
         let result = self.flush_steps(&mut state, delta.as_ref());
         if result.is_err() {
             self.put_back(delta);
+            if self.check_latch().is_err() {
+                self.note_failure();
+            }
         }
         result
     }
@@ -90,6 +93,9 @@ impl Layer {
             // Only the size changed and nothing was ever written, or its descriptor was given back.
             self.ensure_map(state, file)?;
             self.sync_names(state)?;
+        }
+        if let Some(unsynced) = self.unsynced.get() {
+            unsynced.check()?;
         }
         let map = self.ensure_map(state, file)?;
         let path = || crate::store::map_path(file);

@@ -190,26 +190,25 @@ impl Map {
     /// Replaces the log by one record with all that is durable. A crash leaves the old log or the new one; nothing may
     /// be appended before the caller has synced the layers directory. After a failure the old log goes on.
     pub fn rewrite(&mut self, whole: Delta) -> std::io::Result<()> {
+        self.log = Map::replace(&self.fs, self.file, whole)?.log;
+        Ok(())
+    }
+
+    /// The same for a map that is not open, or of which there is none.
+    pub fn replace(fs: &Arc<dyn Fs>, file: Id, whole: Delta) -> std::io::Result<Map> {
         let temporary = tmp_path();
-        let handle = self.fs.open(&temporary, Open::CreateNew(0o600))?;
+        let handle = fs.open(&temporary, Open::CreateNew(0o600))?;
         let made = (|| {
-            let mut fresh = Log::create(handle, MAGIC, self.file.0, log::RESERVE)?;
-            fresh.append(&Delta { replace: true, ..whole }.encode()?)?;
-            fresh.file().sync_data()?;
-            fresh.synced(fresh.sequence());
-            self.fs.rename(&temporary, &map_path(self.file), Rename::Replace)?;
-            Ok(fresh)
+            let mut log = Log::create(handle, MAGIC, file.0, log::RESERVE)?;
+            log.append(&Delta { replace: true, ..whole }.encode()?)?;
+            log.file().sync_data()?;
+            log.synced(log.sequence());
+            fs.rename(&temporary, &map_path(file), Rename::Replace)?;
+            Ok(Map { fs: fs.clone(), file, log })
         })();
-        match made {
-            Ok(fresh) => {
-                self.log = fresh;
-                Ok(())
-            }
-            Err(error) => {
-                let _ = self.fs.unlink(&temporary);
-                Err(error)
-            }
-        }
+        made.inspect_err(|_| {
+            let _ = fs.unlink(&temporary);
+        })
     }
 }
 

@@ -16,11 +16,12 @@ pub mod map;
 mod presence;
 pub mod resolve;
 pub mod sums;
+pub mod unsynced;
 
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 pub use idle::close_idle;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::sync::{Mutex, RwLock};
 use roaring::RoaringBitmap;
@@ -31,6 +32,7 @@ use crate::store::data_path;
 use crate::store::record::{LayerRecord, VolumeRecord};
 use crate::units::{BLOCK, Id, blocks};
 use map::Map;
+use unsynced::Unsynced;
 
 /// The first failure of a sync of one file. It stays until the pool is opened again.
 #[derive(Default)]
@@ -100,6 +102,8 @@ pub struct Layer {
     bad: RwLock<Vec<u32>>,
     any_bad: AtomicBool,
     owners: resolve::Cache,
+    /// Where changes are noted until the map has them.
+    unsynced: OnceLock<Arc<Unsynced>>,
 }
 
 struct Body {
@@ -165,6 +169,7 @@ impl Layer {
             bad: RwLock::default(),
             any_bad: AtomicBool::new(false),
             owners: resolve::Cache::default(),
+            unsynced: OnceLock::new(),
         }
     }
 
@@ -230,15 +235,13 @@ impl Layer {
     /// Sets the size; the data file is the caller's business.
     pub fn set_size(&self, size: u64) {
         self.size.store(size, Ordering::Release);
-        self.body.write().extent_changed = true;
-        self.dirty.store(true, Ordering::Release);
+        self.extent_changed();
     }
 
     /// Makes the size at least `size`.
     pub fn grow_size(&self, size: u64) {
         if self.size.fetch_max(size, Ordering::AcqRel) < size {
-            self.body.write().extent_changed = true;
-            self.dirty.store(true, Ordering::Release);
+            self.extent_changed();
         }
     }
 
@@ -250,8 +253,7 @@ impl Layer {
     /// Sets them.
     pub fn set_overlap(&self, overlap: u64) {
         self.overlap.store(overlap, Ordering::Release);
-        self.body.write().extent_changed = true;
-        self.dirty.store(true, Ordering::Release);
+        self.extent_changed();
     }
 
     /// The layer below.

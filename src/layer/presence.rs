@@ -2,9 +2,12 @@
 
 use roaring::RoaringBitmap;
 
-use super::{Layer, span};
+use std::sync::Arc;
+
+use super::unsynced::{Change, Unsynced};
+use super::{Body, Layer, span};
 use crate::sync::atomic::Ordering;
-use crate::units::blocks;
+use crate::units::{Id, blocks};
 
 impl Layer {
     /// Number of blocks it has.
@@ -86,17 +89,16 @@ impl Layer {
             touched.insert_range(span(start, end));
         }
         if !body.complete {
-            let range = span(start, end);
-            // Only what is new: a block that the map on disk has must not be taken for one that it does not have yet.
-            let mut new = RoaringBitmap::new();
-            new.insert_range(range.clone());
-            new -= &body.present;
-            body.present.insert_range(range);
-            body.cleared -= &new;
-            body.added |= new;
+            let mut range = RoaringBitmap::new();
+            range.insert_range(span(start, end));
+            body.insert(&range);
         }
+        let (file, noted) = (body.file, !body.complete);
         drop(body);
         self.dirty.store(true, Ordering::Release);
+        if noted {
+            self.note(file, Change::Present(start, end));
+        }
     }
 
     /// Records a write to blocks that were present already.
@@ -109,43 +111,84 @@ impl Layer {
         }
     }
 
-    /// Makes blocks absent again: blocks that are zeros and whose data was never written, or that lie beyond the end.
+    /// Makes blocks absent again: blocks that are zeros and whose data was never written.
     pub fn clear(&self, start: u64, end: u64) {
         let mut body = self.body.write();
         if body.complete {
             return;
         }
-        let mut range = RoaringBitmap::new();
-        range.insert_range(span(start, end));
-        range &= &body.present;
-        if let Some(touched) = &mut body.touched {
-            *touched |= &range;
-        }
-        body.present -= &range;
-        let unwritten = &body.added & &range;
-        body.added -= &range;
-        body.cleared |= range - unwritten;
+        body.remove(start, end);
+        let file = body.file;
         drop(body);
         self.dirty.store(true, Ordering::Release);
+        self.note(file, Change::Absent(start, end));
     }
 
-    /// Which of the blocks `[start, end)` it has, for a layer that is not complete.
-    pub fn present_between(&self, start: u64, end: u64) -> RoaringBitmap {
-        let body = self.body.read();
-        let mut range = RoaringBitmap::new();
+    /// Sets a smaller size in bytes and as many visible blocks of the parent as there then can be. Blocks beyond become
+    /// absent; they are returned, for [`Layer::grow_back`]. A sync that comes in between sees all of it or nothing.
+    pub fn shrink(&self, size: u64) -> RoaringBitmap {
+        let mut body = self.body.write();
+        let lost = if body.complete { RoaringBitmap::new() } else { body.remove(blocks(size), blocks(self.size())) };
+        self.size.store(size, Ordering::Release);
+        self.overlap.fetch_min(blocks(size), Ordering::AcqRel);
+        body.extent_changed = true;
+        drop(body);
+        self.dirty.store(true, Ordering::Release);
+        self.note_extent();
+        lost
+    }
+
+    /// Undoes a [`Layer::shrink`] from `size` and `overlap`.
+    pub fn grow_back(&self, lost: &RoaringBitmap, size: u64, overlap: u64) {
+        let mut body = self.body.write();
+        self.size.store(size, Ordering::Release);
+        self.overlap.store(overlap, Ordering::Release);
+        body.extent_changed = true;
         if !body.complete {
-            range.insert_range(span(start, end));
-            range &= &body.present;
+            body.insert(lost);
         }
-        range
-    }
-
-    /// Undoes [`Layer::clear`] for these blocks.
-    pub fn restore(&self, lost: &RoaringBitmap) {
+        let file = body.file;
+        drop(body);
+        self.dirty.store(true, Ordering::Release);
+        self.note_extent();
         let mut iter = lost.iter();
         while let Some(run) = iter.next_range() {
-            self.mark(*run.start() as u64, *run.end() as u64 + 1);
+            self.note(file, Change::Present(*run.start() as u64, *run.end() as u64 + 1));
         }
+    }
+
+    /// Has all changes noted in `unsynced` from now on.
+    pub fn note_changes(&self, unsynced: &Arc<Unsynced>) {
+        let _ = self.unsynced.set(unsynced.clone());
+    }
+
+    /// Size or overlap were changed.
+    pub(super) fn extent_changed(&self) {
+        self.body.write().extent_changed = true;
+        self.dirty.store(true, Ordering::Release);
+        self.note_extent();
+    }
+
+    pub(super) fn note_extent(&self) {
+        let body = self.body.read();
+        let (file, noted) = (body.file, !body.complete);
+        drop(body);
+        if let (Some(unsynced), true) = (self.unsynced.get(), noted) {
+            // Looked at under the log's lock: of two that grow at once the last to note has the larger size.
+            unsynced.note_with(file, || Change::Extent(self.size(), self.overlap()));
+        }
+    }
+
+    /// Notes a change, after it was made, and before anybody is told that it was.
+    pub(super) fn note(&self, file: Id, change: Change) {
+        if let Some(unsynced) = self.unsynced.get() {
+            unsynced.note_with(file, || change);
+        }
+    }
+
+    /// Notes that nobody knows what of this layer is in its file, after a failed sync.
+    pub fn note_failure(&self) {
+        self.note(self.file_id(), Change::Failed);
     }
 
     /// Begins to remember written blocks; [`Layer::take_touched`] ends it.
@@ -156,5 +199,31 @@ impl Layer {
     /// Blocks written since [`Layer::watch_writes`]; stops remembering.
     pub fn take_touched(&self) -> RoaringBitmap {
         self.body.write().touched.take().unwrap_or_default()
+    }
+}
+
+impl Body {
+    /// Makes blocks present. Only what is new counts as added: a block that the map on disk has must not be taken for
+    /// one that it does not have yet.
+    fn insert(&mut self, range: &RoaringBitmap) {
+        let new = range - &self.present;
+        self.present |= range;
+        self.cleared -= &new;
+        self.added |= new;
+    }
+
+    /// Makes blocks absent; returns those that were present.
+    fn remove(&mut self, start: u64, end: u64) -> RoaringBitmap {
+        let mut range = RoaringBitmap::new();
+        range.insert_range(span(start, end));
+        range &= &self.present;
+        if let Some(touched) = &mut self.touched {
+            *touched |= &range;
+        }
+        self.present -= &range;
+        let unwritten = &self.added & &range;
+        self.added -= &range;
+        self.cleared |= &range - unwritten;
+        range
     }
 }

@@ -151,7 +151,7 @@ impl Pool {
                 State::Overlay(Overlay { snapshot, ..Overlay::new(id, stub, top, Vec::new(), 0) })
             }
             // An open-file limit or a lack of memory is not damage: the next attempt may do better.
-            Err(error) if error.kind() == Kind::Io && is_scarcity(error.errno()) => return Err(error),
+            Err(error) if error.is_scarcity() => return Err(error),
             Err(error) => {
                 self.failures.lock().insert(id, error.to_string());
                 State::Broken { stub, why: error.to_string() }
@@ -161,7 +161,18 @@ impl Pool {
 
     fn load_top(&self, tables: &mut Tables, record: &VolumeRecord) -> Result<Arc<Layer>> {
         let parent = record.parent.map(|id| self.load_layer(tables, id)).transpose()?;
-        Layer::open_top(&self.env.fs, record, parent)
+        self.check_written(record.file)?;
+        Ok(self.env.noting(Layer::open_top(&self.env.fs, record, parent)?))
+    }
+
+    fn check_written(&self, file: Id) -> Result<()> {
+        if self.findings.lock().unwritten.contains(&file) {
+            return Err(Error::new(Kind::Latched, "open layer")
+                .at(crate::store::map_path(file))
+                .because("it could not be written after the daemon was killed")
+                .remedy("check the disk, then unmount and mount again"));
+        }
+        Ok(())
     }
 
     /// The frozen layer `id`, and those below it.
@@ -190,7 +201,8 @@ impl Pool {
             records.push(record);
         }
         while let Some(record) = records.pop() {
-            let layer = Layer::open_frozen(&self.env.fs, &record, parent)?;
+            self.check_written(record.file)?;
+            let layer = self.env.noting(Layer::open_frozen(&self.env.fs, &record, parent)?);
             tables.layers.insert(record.id, Arc::downgrade(&layer));
             parent = Some(layer);
         }
@@ -237,9 +249,4 @@ impl Pool {
         let path = self.env.store.catalogue().volume(id).map_or(path, |r| PathBuf::from(&r.path));
         self.volume(stat.key, &path).map(Some)
     }
-}
-
-/// Whether a call failed for want of something that comes back.
-fn is_scarcity(errno: i32) -> bool {
-    matches!(errno, libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINTR | libc::EAGAIN)
 }

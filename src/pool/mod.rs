@@ -18,6 +18,7 @@ mod lock;
 pub mod names;
 mod reap;
 pub mod repair;
+mod replay;
 mod report;
 mod rewind;
 mod schedule;
@@ -50,6 +51,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::events::{Event, Events, What};
 use crate::io::{FileKey, Fs, Stat};
 use crate::layer::Layer;
+use crate::layer::unsynced::Unsynced;
 use crate::store::record::{Change, Deepening, VolumeRecord};
 use crate::store::{Store, map_path};
 use crate::units::Id;
@@ -140,6 +142,8 @@ struct Tables {
 struct Findings {
     /// Layers whose file was changed without clonefs.
     changed: HashSet<Id>,
+    /// Files of layers whose map could not be written when it had to be, so that it may say what is not on the disk.
+    unwritten: HashSet<Id>,
     troubles: Vec<Trouble>,
 }
 
@@ -193,8 +197,10 @@ impl Pool {
     pub fn open(fs: Arc<dyn Fs>, options: PoolOptions) -> Result<Arc<Pool>> {
         lock::acquire(fs.as_ref())?;
         let store = Store::open(fs.clone(), options.read_only)?;
+        let unsynced = Arc::new(Unsynced::new(fs.clone()));
         let env = Arc::new(Env {
             fs,
+            unsynced,
             store,
             read_only: options.read_only,
             hooks: OnceLock::new(),
@@ -455,6 +461,9 @@ impl Pool {
         self.tokens.lock().clear();
         self.forget_blank();
         let flushed = self.flush();
+        if flushed.is_ok() {
+            self.env.unsynced.close();
+        }
         let reaped = self.reap_dead();
         let written = self.env.store.checkpoint();
         self.events.tell(Event::new(What::Unmounted, ""));

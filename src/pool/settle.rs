@@ -43,20 +43,25 @@ impl Pool {
             return Ok(());
         }
         self.forget_blank();
+        let noted = self.env.unsynced.position();
         let volumes = self.dirty_volumes();
         let many = volumes.len() > MANY;
         if many {
             // What follows then finds nothing left to write, and need not sync names one by one.
             self.env.fs.sync_fs().context("sync filesystem", "")?;
         }
-        let mut first_error = None;
+        let (mut first_error, mut all_in_maps) = (None, true);
         for volume in &volumes {
             match volume.sync_as(true, many) {
                 Ok(()) => self.settle(volume),
                 Err(error) => {
+                    all_in_maps &= volume.note_failure();
                     first_error.get_or_insert(error);
                 }
             }
+        }
+        if all_in_maps {
+            self.env.unsynced.drop_before(noted);
         }
         self.note_maps();
         let committed = self.env.store.committed();
@@ -103,9 +108,9 @@ impl Pool {
         }
     }
 
-    /// Volumes in memory that hold something which is not durable.
+    /// Volumes in memory that hold something which is not durable, or not known to be.
     fn dirty_volumes(&self) -> Vec<Arc<Volume>> {
-        self.live_volumes().into_iter().filter(|volume| volume.is_dirty()).collect()
+        self.live_volumes().into_iter().filter(|volume| !volume.is_settled()).collect()
     }
 
     /// Volumes in memory, each once.

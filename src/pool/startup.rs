@@ -9,6 +9,7 @@ use super::stub::{self, Mark};
 use crate::door::Trouble;
 use crate::error::{Context, Result};
 use crate::io::{FileKey, Open, Stat};
+use crate::layer::unsynced;
 use crate::store::record::{Change, LayerRecord, Stamp, VolumeRecord};
 use crate::store::{LAYERS, STUBS, TMP, data_path, map_path, stub_path};
 use crate::units::Id;
@@ -35,7 +36,8 @@ impl Pool {
         }
         self.check_stamps()?;
         if !sound {
-            return Ok(());
+            // What follows, if anything, is not what it was noted for.
+            return if self.options.read_only { Ok(()) } else { unsynced::discard(self.env.fs.as_ref()) };
         }
         self.release_orphans()?;
         if !gone.is_empty() {
@@ -276,6 +278,7 @@ impl Pool {
             return Ok(());
         }
         self.env.fs.sync_fs().context("sync filesystem", "")?;
+        self.replay_unsynced()?;
         let changed = self.findings.lock().changed.clone();
         self.env.store.commit_with(|catalogue| {
             let loose = |l: &&LayerRecord| l.stamp.as_ref().is_some_and(|s| !s.firm) && !changed.contains(&l.id);

@@ -48,6 +48,8 @@ pub const LAYERS: &str = ".clonefs/layers";
 pub const STUBS: &str = ".clonefs/stubs";
 /// The stubs of snapshots. It is made with the first of them.
 pub const SNAPSHOTS: &str = ".clonefs/snapshots";
+/// Changes of maps that were not synced, for the case that the daemon is killed (`layer::unsynced`).
+pub const UNSYNCED: &str = ".clonefs/unsynced";
 /// Files that are not in use yet; emptied at every mount.
 pub const TMP: &str = ".clonefs/tmp";
 

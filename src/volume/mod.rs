@@ -18,6 +18,8 @@ use crate::sync::{Mutex, RwLock};
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::io::{FileKey, FileRef, Fs, SetTime, Timestamp, Whence};
+use crate::layer::Layer;
+use crate::layer::unsynced::Unsynced;
 use crate::store::Store;
 use overlay::{Overlay, punch};
 pub use pinned::Pinned;
@@ -41,6 +43,8 @@ pub struct Env {
     pub fs: Arc<dyn Fs>,
     /// The pool's metadata.
     pub store: Store,
+    /// Changes of layers that no map has yet.
+    pub unsynced: Arc<Unsynced>,
     /// The pool is served for reading only.
     pub read_only: bool,
     /// The pool.
@@ -50,6 +54,12 @@ pub struct Env {
 }
 
 impl Env {
+    /// Has the changes of a layer noted until a map has them.
+    pub fn noting(&self, layer: Arc<Layer>) -> Arc<Layer> {
+        layer.note_changes(&self.unsynced);
+        layer
+    }
+
     /// The pool above, unless it is being torn down.
     pub fn hooks(&self) -> Result<Arc<dyn Hooks>> {
         let gone = || Error::new(Kind::Interrupted, "use pool");
@@ -422,6 +432,24 @@ impl Volume {
             State::Plain(plain) => plain.is_dirty(),
             State::Overlay(overlay) => overlay.is_dirty(),
             State::Broken { .. } => false,
+        }
+    }
+
+    /// Whether all that was written is durable, and no sync of it, which could still fail, is under way.
+    pub fn is_settled(&self) -> bool {
+        match &*self.gate.read() {
+            State::Plain(plain) => !plain.is_dirty(),
+            State::Overlay(overlay) => !overlay.is_dirty() && overlay.top.is_settled(),
+            State::Broken { .. } => true,
+        }
+    }
+
+    /// After a sync that failed: whether it failed for good, so that what was not synced is not kept for another daemon
+    /// either.
+    pub fn note_failure(&self) -> bool {
+        match &*self.gate.read() {
+            State::Overlay(overlay) => overlay.note_failure(),
+            _ => true,
         }
     }
 

@@ -281,14 +281,9 @@ impl Overlay {
         }
         // What is cut off the last block must not stay in a copy of it that an adoption has made.
         self.top.touch(kept, blocks(size));
-        let lost = self.top.present_between(blocks(size), blocks(old));
-        self.top.clear(blocks(size), blocks(old));
-        self.top.set_size(size);
-        self.top.set_overlap(overlap.min(blocks(size)));
+        let lost = self.top.shrink(size);
         if let Err(error) = self.top.flush() {
-            self.top.restore(&lost);
-            self.top.set_size(old);
-            self.top.set_overlap(overlap);
+            self.top.grow_back(&lost, old, overlap);
             return Err(error);
         }
         self.top.resize_data(size)
@@ -313,6 +308,14 @@ impl Overlay {
     pub fn check_latch(&self) -> Result<()> {
         self.top.check_latch()?;
         self.debts.pending.lock().iter().try_for_each(|layer| layer.check_latch())
+    }
+
+    /// Notes the layers whose sync has failed for good; whether there are any.
+    pub fn note_failure(&self) -> bool {
+        let pending = self.debts.pending.lock().clone();
+        let failed: Vec<_> = pending.iter().chain([&self.top]).filter(|layer| layer.check_latch().is_err()).collect();
+        failed.iter().for_each(|layer| layer.note_failure());
+        !failed.is_empty()
     }
 
     /// Whether something is not durable.

@@ -75,7 +75,9 @@ fn judge(fs: &Arc<SimFs>, moment: &Moment, model: &Model, options: Options, rng:
             format!("after a second crash ({:?}), during recovery, before {:?}: {why}", again.crash, again.before)
         };
         let (_, _, second) = recover(&SimFs::from_image(again.image.clone(), options)).map_err(here)?;
-        same(&second, &found).map_err(here)?;
+        // What only the daemon's death had left, the power can take away until the recovery is done.
+        let power = killed && again.crash != Crash::Kill;
+        if power { model.explains(&second, false) } else { same(&second, &found) }.map_err(here)?;
     }
     if how.drain {
         drain(fs, &pool, &found).map_err(|why| format!("deepened after recovery: {why}"))?;

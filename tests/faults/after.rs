@@ -30,6 +30,7 @@ pub fn killed(world: &World, options: Options, rng: &mut Rng) -> Outcome {
 
 /// A call failed, and none does from now on.
 pub fn failed(world: &mut World, work: Work, result: Outcome, options: Options, rng: &mut Rng) -> Outcome {
+    world.model.forgiving = true;
     match (work, result) {
         (_, Err(why)) if why.starts_with(WRONG) => return Err(why),
         (Work::Mount | Work::Recover, result) => mounted(world, result)?,

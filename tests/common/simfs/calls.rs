@@ -307,6 +307,10 @@ impl Fs for SimFs {
         Ok(FsInfo { magic, block_size, blocks, free, available: free, files, files_free, name_max })
     }
 
+    fn instance(&self) -> Option<String> {
+        Some(self.boot_id())
+    }
+
     fn boot_id(&self) -> String {
         format!("boot-{}", self.state.lock().now.boot)
     }
