@@ -142,3 +142,14 @@ fn every_promise_names_tests_that_exist() {
         assert!(sources.contains(&format!("fn {name}(")), "docs/guarantees.md names {name}, which is no test");
     }
 }
+
+/// A layer that was made without its pool's environment would not note its changes, and a kill would cost them.
+#[test]
+fn layers_of_a_pool_are_made_through_its_environment() {
+    for (path, text) in all() {
+        let at_home = module_of(&path) == "layer" || path.ends_with("volume/mod.rs");
+        for call in ["Layer::fresh(", "Layer::open_frozen(", "Layer::open_top("] {
+            assert!(at_home || !text.contains(call), "{}: {call}", path.display());
+        }
+    }
+}

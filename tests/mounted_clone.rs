@@ -210,6 +210,31 @@ fn sizes_of_all_kinds_are_cloned() {
 }
 
 #[test]
+fn what_was_written_before_the_daemon_was_killed_is_there_though_nobody_synced_it() {
+    on_each_filesystem(|pool| {
+        let mut base = noise(7, MIB);
+        pool.write("base", &base);
+        pool.clone("base", "vm");
+        let mut vm = base.clone();
+        let (of_base, of_vm) = (writable(&pool.at("base")), writable(&pool.at("vm")));
+        // The last one makes both of them longer.
+        for (n, at) in (0..200_u64).map(|n| (n, n * 7_919)) {
+            let piece = noise(n, 100 + 50 * n as usize);
+            for (file, bytes) in [(&of_base, &mut base), (&of_vm, &mut vm)] {
+                let at = if std::ptr::eq(file, &of_vm) { at + 3 } else { at };
+                file.write_all_at(&piece, at).unwrap();
+                bytes.resize(bytes.len().max(at as usize + piece.len()), 0);
+                bytes[at as usize..at as usize + piece.len()].copy_from_slice(&piece);
+            }
+        }
+        pool.crash("deepen=manual");
+        assert!(pool.read("vm") == vm, "of the clone");
+        assert!(pool.read("base") == base, "of its source");
+        support::clonefs([Path::new("check"), pool.root()]).success();
+    });
+}
+
+#[test]
 fn what_was_synced_before_the_daemon_was_killed_is_there() {
     on_each_filesystem(|pool| {
         let mut base = noise(5, MIB);

@@ -28,6 +28,7 @@ fn record(bytes: &[u8]) -> Vec<u8> {
 }
 
 fuzz_target!(|bytes: &[u8]| {
+    let _ = clonefs::layer::unsynced::decode(bytes, 1);
     let _ = map::decode(bytes, Id(1));
     let _ = map::decode(&sealed([bytes].into_iter()), Id(1));
     let wrapped = record(bytes);

@@ -74,9 +74,7 @@ pub trait Fs: Send + Sync + 'static {
     }
     /// Names the time for which what was written, synced or not, is there for whoever reads it: this boot and this
     /// mount of the filesystem. `None` where that cannot be told.
-    fn instance(&self) -> Option<String> {
-        None
-    }
+    fn instance(&self) -> Option<String>;
     /// Descriptor of the root directory, where there is one.
     fn root_fd(&self) -> Option<RawFd> {
         None

@@ -82,14 +82,14 @@ pub struct Unsynced {
 enum State {
     /// Nothing was noted yet.
     Fresh,
-    Open(Open_),
+    Open(Log),
     /// It cannot be kept here.
     Off,
     /// A change could not be noted, and the log could not be made to count for nothing: no map may be appended to.
     Stale,
 }
 
-struct Open_ {
+struct Log {
     file: FileRef,
     place: u32,
     /// Number of the next record, and where it goes.
@@ -180,7 +180,7 @@ impl Unsynced {
         }
     }
 
-    fn create(&self) -> io::Result<Option<Open_>> {
+    fn create(&self) -> io::Result<Option<Log>> {
         let Some(place) = place(self.fs.as_ref())? else { return Ok(None) };
         let path = Path::new(UNSYNCED);
         let file = match self.fs.open(path, Open::CreateNew(0o600)) {
@@ -191,13 +191,13 @@ impl Unsynced {
             }
             other => other?,
         };
-        let open = Open_ { file, place, next: 1, end: SIZE, first: 1 };
+        let open = Log { file, place, next: 1, end: SIZE, first: 1 };
         open.write_header(1, SIZE)?;
         Ok(Some(open))
     }
 }
 
-impl Open_ {
+impl Log {
     fn append(&mut self, file: Id, change: Change) -> io::Result<()> {
         self.file.write_at(&encode(self.place, self.next, file, change), self.end)?;
         self.next += 1;
@@ -256,7 +256,7 @@ fn encode(place: u32, number: u64, file: Id, change: Change) -> [u8; SIZE as usi
     bytes
 }
 
-fn number(bytes: &[u8], at: usize) -> Option<u64> {
+fn number_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
@@ -312,22 +312,40 @@ pub fn read(fs: &dyn Fs) -> Result<HashMap<Id, Changes>> {
 /// Reads a log from the bytes of its file. For the decoder's own tests and fuzzing.
 pub fn decode(bytes: &[u8], place: u32) -> HashMap<Id, Changes> {
     let mut found: HashMap<Id, Changes> = HashMap::new();
-    let sound = bytes.get(..24).is_some_and(|fixed| {
-        fixed.starts_with(MAGIC) && crc_at(bytes, 24) == Some(crc32c::crc32c_append(place, fixed))
-    });
-    let (Some(mut next), Some(offset)) = (number(bytes, 8), number(bytes, 16)) else { return found };
-    let records = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..));
-    for record in records.filter(|_| sound).unwrap_or_default().chunks_exact(SIZE as usize) {
-        let kind = crc_at(record, 4).unwrap_or_default();
-        let field = |at| number(record, at).unwrap_or_default();
-        let (file, change) = (Id(field(8)), Change::from_fields(kind, field(16), field(24)));
-        match change.filter(|change| encode(place, next, file, *change) == record) {
-            Some(change) => found.entry(file).or_default().apply(change),
+    let Some(first) = first_record(bytes, place) else { return found };
+    let mut records = first.records.chunks_exact(SIZE as usize).zip(first.number..);
+    for (record, number) in records.by_ref() {
+        match read_record(record, place, number) {
+            Some((file, change)) => found.entry(file).or_default().apply(change),
             None => break,
         }
-        next += 1;
+    }
+    // Without its middle a log does not have the last word on every block.
+    if records.any(|(record, number)| read_record(record, place, number).is_some()) {
+        tracing::warn!("{UNSYNCED} is damaged; what was not synced when the daemon was killed is lost");
+        found.clear();
     }
     found
+}
+
+struct First<'a> {
+    number: u64,
+    records: &'a [u8],
+}
+
+fn first_record(bytes: &[u8], place: u32) -> Option<First<'_>> {
+    let fixed = bytes.get(..24).filter(|fixed| fixed.starts_with(MAGIC))?;
+    if crc_at(bytes, 24)? != crc32c::crc32c_append(place, fixed) {
+        return None;
+    }
+    let offset = usize::try_from(number_at(fixed, 16)?).ok()?;
+    Some(First { number: number_at(fixed, 8)?, records: bytes.get(offset..)? })
+}
+
+fn read_record(record: &[u8], place: u32, number: u64) -> Option<(Id, Change)> {
+    let file = Id(number_at(record, 8)?);
+    let change = Change::from_fields(crc_at(record, 4)?, number_at(record, 16)?, number_at(record, 24)?)?;
+    (encode(place, number, file, change) == record).then_some((file, change))
 }
 
 /// Removes what a killed daemon has left.

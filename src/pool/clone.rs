@@ -194,7 +194,7 @@ impl Pool {
             boot: self.env.fs.boot_id(),
         };
         let record = LayerRecord::of_file(id, stat.size, Some(stamp));
-        let layer = self.env.noting(Layer::open_frozen(&self.env.fs, &record, None)?);
+        let layer = self.env.open_frozen(&record, None)?;
         layer.set_complete_data(plain.file.clone());
         layer.share_latch(&plain.durability.latch);
         layer.set_names_dirty();
@@ -220,8 +220,7 @@ impl Pool {
         let record = catalogue.volume(overlay.id).cloned();
         drop(catalogue);
         let mut record = record.ok_or_else(|| Error::new(Kind::Damaged, "clone").because("it has no record"))?;
-        let fresh = Layer::fresh(&self.env.fs, new_id(), Some(top.clone()), size, blocks(size));
-        let fresh = self.env.noting(fresh);
+        let fresh = self.env.fresh_layer(new_id(), Some(top.clone()), size, blocks(size));
         record.top = fresh.id;
         record.file = fresh.id;
         record.parent = Some(top.id);
@@ -269,7 +268,7 @@ impl Pool {
             let _ = self.env.fs.unlink(&stub_path(id));
             stub::unmark(empty.file.as_ref());
         })?;
-        let top = self.env.noting(Layer::fresh(&self.env.fs, top_id, moment.layer.clone(), size, overlap));
+        let top = self.env.fresh_layer(top_id, moment.layer.clone(), size, overlap);
         Ok(Overlay::new(id, empty.file.clone(), top, moment.pending.clone(), number))
     }
 

@@ -81,7 +81,7 @@ impl Pool {
             let id = new_id();
             plain.file.link_to(&data_path(id)).context("link source", volume.path())?;
             let record = LayerRecord::of_file(id, stat.size, None);
-            let layer = self.env.noting(Layer::open_frozen(&self.env.fs, &record, None)?);
+            let layer = self.env.open_frozen(&record, None)?;
             layer.set_complete_data(plain.file.clone());
             layer.share_latch(&plain.durability.latch);
             layer.set_names_dirty();
@@ -209,7 +209,7 @@ impl Pool {
                 self.env.store.commit(vec![Change::Layer(frozen), Change::Volume(record)])?
             };
             self.env.store.sync(commit)?;
-            let top = self.env.noting(Layer::fresh(fs, top_id, Some(layer.clone()), size, blocks(size)));
+            let top = self.env.fresh_layer(top_id, Some(layer.clone()), size, blocks(size));
             Ok(Prepared { id, top, stub, key, temporary: temporary.clone(), commit })
         })();
         made.inspect_err(|_| {

@@ -267,7 +267,7 @@ impl Pool {
         for ((n, gate), record) in order.iter().zip(&mut gates).zip(records) {
             let (member, prepared) = (&members[*n], &mut made[*n]);
             prepared.done = true;
-            let top = Layer::fresh(&self.env.fs, record.top, of(member).layer.clone(), record.size, record.overlap);
+            let top = self.env.fresh_layer(record.top, of(member).layer.clone(), record.size, record.overlap);
             let overlay = Overlay::new(record.id, prepared.file.clone(), top, Vec::new(), number);
             overlay.debts.names_dirty.store(false, Ordering::Release);
             **gate = State::Overlay(overlay);

@@ -162,7 +162,7 @@ impl Pool {
     fn load_top(&self, tables: &mut Tables, record: &VolumeRecord) -> Result<Arc<Layer>> {
         let parent = record.parent.map(|id| self.load_layer(tables, id)).transpose()?;
         self.check_written(record.file)?;
-        Ok(self.env.noting(Layer::open_top(&self.env.fs, record, parent)?))
+        self.env.open_top(record, parent)
     }
 
     fn check_written(&self, file: Id) -> Result<()> {
@@ -202,7 +202,7 @@ impl Pool {
         }
         while let Some(record) = records.pop() {
             self.check_written(record.file)?;
-            let layer = self.env.noting(Layer::open_frozen(&self.env.fs, &record, parent)?);
+            let layer = self.env.open_frozen(&record, parent)?;
             tables.layers.insert(record.id, Arc::downgrade(&layer));
             parent = Some(layer);
         }

@@ -21,6 +21,8 @@ use crate::io::{FileKey, FileRef, Fs, SetTime, Timestamp, Whence};
 use crate::layer::Layer;
 use crate::layer::unsynced::Unsynced;
 use crate::store::Store;
+use crate::store::record::{LayerRecord, VolumeRecord};
+use crate::units::Id;
 use overlay::{Overlay, punch};
 pub use pinned::Pinned;
 use plain::Plain;
@@ -54,8 +56,23 @@ pub struct Env {
 }
 
 impl Env {
+    /// A new empty top layer, see [`Layer::fresh`].
+    pub fn fresh_layer(&self, id: Id, parent: Option<Arc<Layer>>, size: u64, overlap: u64) -> Arc<Layer> {
+        self.noting(Layer::fresh(&self.fs, id, parent, size, overlap))
+    }
+
+    /// A frozen layer, see [`Layer::open_frozen`].
+    pub fn open_frozen(&self, record: &LayerRecord, parent: Option<Arc<Layer>>) -> Result<Arc<Layer>> {
+        Ok(self.noting(Layer::open_frozen(&self.fs, record, parent)?))
+    }
+
+    /// A volume's own layer, see [`Layer::open_top`].
+    pub fn open_top(&self, record: &VolumeRecord, parent: Option<Arc<Layer>>) -> Result<Arc<Layer>> {
+        Ok(self.noting(Layer::open_top(&self.fs, record, parent)?))
+    }
+
     /// Has the changes of a layer noted until a map has them.
-    pub fn noting(&self, layer: Arc<Layer>) -> Arc<Layer> {
+    fn noting(&self, layer: Arc<Layer>) -> Arc<Layer> {
         layer.note_changes(&self.unsynced);
         layer
     }

@@ -188,6 +188,9 @@ impl Fs for HookedFs {
     fn info(&self) -> io::Result<FsInfo> {
         self.host.info()
     }
+    fn instance(&self) -> Option<String> {
+        self.host.instance()
+    }
 }
 
 impl File for HookedFile {

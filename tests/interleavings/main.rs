@@ -9,4 +9,5 @@ mod hooks;
 mod layers;
 #[path = "../common/names.rs"]
 mod names;
+mod unsynced;
 mod world;

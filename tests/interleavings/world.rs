@@ -51,7 +51,14 @@ impl World {
         World::open(dir)
     }
 
-    /// The pool as another daemon finds it if this one is killed now: all that was written, nothing that was in memory.
+    /// The pool after its daemon was killed and another one has begun. Volumes must not be held.
+    pub fn reopened(self) -> World {
+        let World { pool, _names, dir, .. } = self;
+        drop((pool, _names));
+        World::open(dir)
+    }
+
+    /// A copy of the pool, as another daemon finds it if this one is killed now: all that was written, nothing that was in memory.
     pub fn killed(&self) -> World {
         let dir = temporary();
         let copied = Command::new("cp").arg("-aT").arg(self.root()).arg(dir.path().join("pool")).status().unwrap();

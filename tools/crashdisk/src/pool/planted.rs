@@ -182,6 +182,9 @@ impl Fs for PlantedFs {
     fn info(&self) -> io::Result<FsInfo> {
         self.host.info()
     }
+    fn instance(&self) -> Option<String> {
+        self.host.instance()
+    }
     fn root_fd(&self) -> Option<i32> {
         self.host.root_fd()
     }
