@@ -18,18 +18,18 @@ pub mod resolve;
 pub mod sums;
 pub mod unsynced;
 
-use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 pub use idle::close_idle;
 
 use std::sync::{Arc, OnceLock};
 
-use crate::sync::{Mutex, RwLock};
 use roaring::RoaringBitmap;
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::io::{FileRef, Fs};
 use crate::store::data_path;
 use crate::store::record::{LayerRecord, VolumeRecord};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Mutex, RwLock};
 use crate::units::{BLOCK, Id, blocks};
 use map::Map;
 use unsynced::Unsynced;
