@@ -108,7 +108,7 @@ impl Pool {
     /// With the gate held exclusively: the record, and the switch in memory.
     fn switch_layer(&self, volume: &Volume, doing: &'static str, overlay: &mut Overlay, past: &Past) -> Result<()> {
         let id = overlay.id;
-        let top = Layer::fresh(&self.env.fs, new_id(), past.layer.clone(), past.size, past.overlap);
+        let top = self.env.fresh_layer(new_id(), past.layer.clone(), past.size, past.overlap);
         let ops = self.ops.lock();
         let record = self.env.store.catalogue().volume(id).cloned();
         let record = record.ok_or_else(|| Error::new(Kind::NotFound, doing).at(volume.path()))?;
@@ -177,7 +177,7 @@ impl Pool {
     fn prepare_past(&self, volume: &Volume, file: &FileRef, past: &Past) -> Result<Prepared> {
         let (id, temporary, fs) = (new_id(), tmp_path(), &self.env.fs);
         let pool = self.env.store.pool_id().ok_or_else(|| Error::new(Kind::Damaged, "roll back"))?;
-        let top = Layer::fresh(fs, new_id(), past.layer.clone(), past.size, past.overlap);
+        let top = self.env.fresh_layer(new_id(), past.layer.clone(), past.size, past.overlap);
         let made = (|| {
             let stub = fs.open(&temporary, Open::CreateNew(0o600)).context("make stub", &temporary)?;
             stub::describe(stub.as_ref(), id, past.size).context("write stub", &temporary)?;
