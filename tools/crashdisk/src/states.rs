@@ -128,6 +128,9 @@ impl Cut {
     }
 }
 
+/// The superblock of ext4: two sectors with one checksum, which it writes at once and does not mount without.
+const SUPERBLOCK: std::ops::Range<u64> = 1024..2048;
+
 /// Applies each sector of a record or not; one record in two stays whole.
 fn tear(record: &Record, sector: u64, kept: f64, rng: &mut Rng, image: &mut Image) {
     let Some((offset, len)) = record.range() else { return };
@@ -139,7 +142,8 @@ fn tear(record: &Record, sector: u64, kept: f64, rng: &mut Rng, image: &mut Imag
     }
     let mut at = offset;
     while at < offset + len {
-        let next = (at / sector + 1) * sector;
+        let end = (at / sector + 1) * sector;
+        let next = if SUPERBLOCK.contains(&at) { end.max(SUPERBLOCK.end) } else { end };
         let piece = next.min(offset + len) - at;
         if rng.f64() < kept {
             match record {
@@ -224,6 +228,18 @@ mod tests {
         let subsets: std::collections::HashSet<_> = (0..200).map(|seed| after(9, Mode::Subset, seed)).collect();
         assert!(subsets.len() == 16 && subsets.iter().all(|s| whole(s)), "{} subsets", subsets.len());
         assert!((0..50).filter(|&seed| !whole(&after(9, Mode::Torn, seed))).count() > 25);
+    }
+
+    #[test]
+    fn the_superblock_is_never_torn() {
+        let (log, mut cut_off) = (log(), false);
+        for seed in 0..200 {
+            let cut = Cut { id: 0, point: 9, mode: Mode::Torn, seed };
+            let seen = sectors(&image_after(&log, &cut, 512).unwrap());
+            assert_eq!(seen[2], seen[3], "seed {seed}");
+            cut_off |= seen[1] != seen[2] || seen[3] != seen[4];
+        }
+        assert!(cut_off, "its neighbours are torn off");
     }
 
     #[test]
