@@ -271,6 +271,8 @@ pub struct Changes {
     pub present: RoaringBitmap,
     /// Blocks that are absent.
     pub absent: RoaringBitmap,
+    /// From this block on, what its map says counts no more: the volume ended there once.
+    pub cut: Option<u64>,
     /// Size and overlap.
     pub extent: Option<(u64, u64)>,
     /// Nothing of this counts.
@@ -278,6 +280,13 @@ pub struct Changes {
 }
 
 impl Changes {
+    /// What is present after these changes of a layer whose map says `before`.
+    pub fn over(&self, before: &RoaringBitmap) -> RoaringBitmap {
+        let mut after = before - &self.absent;
+        after.remove_range(span(self.cut.unwrap_or(u64::MAX), u64::MAX));
+        after | &self.present
+    }
+
     fn apply(&mut self, change: Change) {
         match change {
             Change::Present(start, end) => {
@@ -289,7 +298,10 @@ impl Changes {
                 self.present.remove_range(span(start, end));
             }
             Change::Extent(size, overlap) => {
-                self.apply(Change::Absent(blocks(size), u64::MAX));
+                let end = blocks(size);
+                self.present.remove_range(span(end, u64::MAX));
+                self.absent.remove_range(span(end, u64::MAX));
+                self.cut = Some(self.cut.map_or(end, |cut| cut.min(end)));
                 self.extent = Some((size, overlap));
             }
             Change::Failed => self.failed = true,

@@ -73,10 +73,12 @@ impl Pool {
         let found = map::read_known(fs.as_ref(), file, known.records)?;
         let (presence, scan) = found.unzip();
         let presence = presence.unwrap_or_default();
-        let mut there = changes.present.clone();
-        there.remove_range(blocks(stat.map_or(0, |stat| stat.size)).min(u32::MAX.into()) as u32..);
+        let mut added = changes.over(&presence.present);
+        // What the map itself says beyond the end of the data is damage, which whoever opens the layer is to find.
+        let mut unwritten = &added - &presence.present;
+        unwritten.remove_range(..blocks(stat.map_or(0, |stat| stat.size)).min(u32::MAX.into()) as u32);
+        added -= unwritten;
         let extent = changes.extent.or(presence.extent);
-        let added = &(&presence.present - &changes.absent) | &there;
         if added == presence.present && extent == presence.extent {
             return Ok(());
         }

@@ -133,3 +133,23 @@ fn a_damaged_log_is_never_replayed_in_part() {
         assert!(found.values().all(|changes| changes.extent == Some((4096, 1))), "byte {at}");
     }
 }
+
+/// A file that grows with every write notes its size each time; that must not cost a set of all blocks beyond it.
+#[test]
+fn a_hundred_thousand_sizes_are_read_at_once() {
+    let world = World::new();
+    world.clone_of(&world.create_with("source", &filled(1, 1)), "clone");
+    let log = Unsynced::new(world.fs.clone());
+    for n in 1..=100_000 {
+        log.note_with(Id(5), || Change::Present(n - 1, n));
+        log.note_with(Id(5), || Change::Extent(n * BLOCK, 1));
+    }
+    log.note_with(Id(5), || Change::Extent(10 * BLOCK, 1));
+    log.note_with(Id(5), || Change::Extent(50_000 * BLOCK, 1));
+    log.note_with(Id(5), || Change::Present(70, 71));
+    let found = unsynced::read(world.fs.as_ref()).unwrap().remove(&Id(5)).unwrap();
+    let before = (5..100).collect();
+    assert_eq!(found.over(&before), (0..10).chain([70]).collect());
+    assert_eq!(found.extent, Some((50_000 * BLOCK, 1)));
+    assert!(found.absent.is_empty(), "no set of what is beyond");
+}
