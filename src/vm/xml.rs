@@ -239,7 +239,12 @@ fn add(parent: &mut Element, node: Node) {
 }
 
 fn element(start: &BytesStart) -> std::result::Result<Element, String> {
-    let mut element = Element::new(start.name().0);
+    let name = start.name().0;
+    // Without one it would come out as an end: `</>`.
+    if name.is_empty() || name.contains(['=', '\'', '"', '&', '<', '!', '?', '/']) {
+        return Err(format!("<{name}> is no element: it has no name"));
+    }
+    let mut element = Element::new(name);
     for attribute in start.attributes() {
         let attribute = attribute.map_err(|e| e.to_string())?;
         unescape(&attribute.value).map_err(|e| e.to_string())?;
@@ -307,8 +312,21 @@ mod tests {
     #[test]
     fn what_is_no_document_is_refused() {
         let deep = "<a>".repeat(1000) + &"</a>".repeat(1000);
-        for bad in ["", "text", "<a>", "</a>", "<a></b>", "<a/><b/>", "<a b=c/>", "<a>&no;</a>", "<a b='&no;'/>", &deep]
-        {
+        for bad in [
+            "",
+            "text",
+            "<a>",
+            "</a>",
+            "<a></b>",
+            "<a/><b/>",
+            "<a b=c/>",
+            "<a>&no;</a>",
+            "<a b='&no;'/>",
+            "< />",
+            "< ></ >",
+            "<></>",
+            &deep,
+        ] {
             let error = Element::parse(bad, "domain x").expect_err(bad).to_string();
             assert!(error.contains("domain x"), "{error}");
         }
