@@ -344,6 +344,7 @@ impl Layer {
             complete: body.complete,
             // More may be in it, but it can still be written anew, as one.
             records: self.mapped().into(),
+            given: false,
             stamp: None,
         }
     }

@@ -54,7 +54,7 @@ impl Pool {
             let Some(parent) = overlay.top.parent() else { return Ok(false) };
             (overlay.id, overlay.top.clone(), parent)
         };
-        if !self.can_adopt(id, &parent) || !self.begin_adoption(&parent)? {
+        if !self.can_adopt(id, &parent) || !self.begin_adoption(id, &parent)? {
             return Ok(false);
         }
         let result = self.adopt_live(volume, id, &top, &parent, stop);
@@ -91,18 +91,19 @@ impl Pool {
         result
     }
 
-    /// The file is about to change: its stamp, if it has one from when it had a name, must be gone before.
-    fn begin_adoption(&self, parent: &Layer) -> Result<bool> {
+    /// The file is about to change: that, and that its stamp counts no more, if it has one from when it had a name, must
+    /// be durable before.
+    fn begin_adoption(&self, heir: Id, parent: &Layer) -> Result<bool> {
         // Before the look at the record: from here on nobody counts its map's records, or closes its files.
         parent.set_frozen(false);
-        let begun = self.unsettle(parent);
+        let begun = self.unsettle(heir, parent);
         if !matches!(begun, Ok(true)) {
             stays_frozen(parent);
         }
         begun
     }
 
-    fn unsettle(&self, parent: &Layer) -> Result<bool> {
+    fn unsettle(&self, heir: Id, parent: &Layer) -> Result<bool> {
         let record = self.env.store.catalogue().layer(parent.id).cloned();
         let Some(mut record) = record else { return Ok(false) };
         if record.complete {
@@ -110,12 +111,18 @@ impl Pool {
             // the blocks of the heir.
             self.env.fs.sync_fs().context("sync filesystem", "")?;
         }
+        let before = record.clone();
         // Its map may be written anew, too, as one record.
-        let counted = record.records > 1;
         record.records = record.records.min(1);
-        if record.stamp.take().is_some() || counted {
+        record.stamp = None;
+        record.given = true;
+        if record != before {
             let number = self.env.store.commit(vec![Change::Layer(record)])?;
             self.env.store.sync(number)?;
+        }
+        // Who came to read it before that was said is an heir now; from here on nobody else can.
+        if !self.can_adopt(heir, parent) {
+            return Ok(false);
         }
         self.forget_sums(parent)?;
         parent.data_for_writing()?;
@@ -179,7 +186,7 @@ impl Pool {
     /// Lets the frozen layer `heir` adopt its parent.
     pub fn adopt_frozen(&self, heir: &Arc<Layer>, stop: &dyn Fn() -> bool) -> Result<bool> {
         let Some(parent) = heir.parent() else { return Ok(false) };
-        if heir.complete() || !self.can_adopt(heir.id, &parent) || !self.begin_adoption(&parent)? {
+        if heir.complete() || !self.can_adopt(heir.id, &parent) || !self.begin_adoption(heir.id, &parent)? {
             return Ok(false);
         }
         let result = self.merge_frozen(heir, &parent, stop);

@@ -17,7 +17,7 @@ use super::{Pool, stub};
 use crate::error::{Context, Error, Kind, Result};
 use crate::io::{FileKey, FileRef, Open, Rename, SetTime, Timestamp};
 use crate::layer::Layer;
-use crate::store::record::{Base, Change, VolumeRecord};
+use crate::store::record::{Change, VolumeRecord};
 use crate::store::{STUBS, new_id, stub_path, tmp_path};
 use crate::sync::atomic::Ordering;
 use crate::units::{Id, blocks};
@@ -49,19 +49,28 @@ impl Pool {
             _ => return Err(nothing_left(volume, "it is an ordinary file")),
         };
         let record = self.env.store.catalogue().volume(id).cloned();
-        let base =
-            record.as_ref().and_then(base_of).ok_or_else(|| nothing_left(volume, "it was not made as a clone"))?;
+        let base = record.and_then(|record| record.base);
+        let base = base.ok_or_else(|| nothing_left(volume, "it was not made as a clone"))?;
         if who.is_some_and(|uid| uid != base.uid) {
             return Err(Error::new(Kind::Permission, "reset")
                 .at(volume.path())
                 .because("it was another user's when it was made as a clone")
                 .remedy("root can do it"));
         }
-        if self.env.store.catalogue().layer(base.layer).is_none() {
-            return Err(nothing_left(volume, "what it was cloned from is no longer kept: it has taken it over"));
-        }
+        self.check_kept(volume, Some(base.layer))?;
         let layer = Some(self.need_layer(base.layer)?);
         self.rewind(volume, "reset", &Past { layer, overlap: base.visible, size: base.size })
+    }
+
+    /// Whether a layer still is what it was: nobody has adopted it, or begun to. Nobody begins to while it has another
+    /// heir, so under `ops` with the commit of that one this stays true.
+    fn check_kept(&self, volume: &Volume, layer: Option<Id>) -> Result<()> {
+        let catalogue = self.env.store.catalogue();
+        match layer.map(|id| catalogue.layer(id)) {
+            None => Ok(()),
+            Some(Some(record)) if !record.given => Ok(()),
+            _ => Err(nothing_left(volume, "what it was cloned from is no longer kept: it was taken over")),
+        }
     }
 
     fn need_layer(&self, id: Id) -> Result<Arc<Layer>> {
@@ -110,6 +119,7 @@ impl Pool {
         let id = overlay.id;
         let top = self.env.fresh_layer(new_id(), past.layer.clone(), past.size, past.overlap);
         let ops = self.ops.lock();
+        self.check_kept(volume, past.parent())?;
         let record = self.env.store.catalogue().volume(id).cloned();
         let record = record.ok_or_else(|| Error::new(Kind::NotFound, doing).at(volume.path()))?;
         let old = record.file;
@@ -193,6 +203,7 @@ impl Pool {
             let record = VolumeRecord { source: true, ..over };
             let commit = {
                 let _ops = self.ops.lock();
+                self.check_kept(volume, past.parent())?;
                 self.env.store.commit(vec![Change::Volume(record)])?
             };
             self.env.store.sync(commit)?;
@@ -243,15 +254,6 @@ impl Drop for Pin<'_> {
     fn drop(&mut self) {
         self.0.unpin();
     }
-}
-
-/// What a volume was when it was made as a clone. Records of the first version do not say it, but those of volumes that
-/// are still on the layer they began on do by themselves; who owned them is not known, so only root gets them back.
-fn base_of(record: &VolumeRecord) -> Option<Base> {
-    // Without any block of its source it was made by copy_file_range, piece by piece.
-    let untouched = !record.source && record.file == record.top && record.overlap > 0;
-    let old = || Some(Base { layer: record.parent?, visible: record.overlap, size: record.size, uid: 0 });
-    record.base.or_else(|| old().filter(|_| untouched))
 }
 
 fn refuse_open(volume: &Volume, doing: &'static str) -> Result<()> {

@@ -38,6 +38,9 @@ pub struct LayerRecord {
     /// Records that its map had when it was known to be durable: it has no fewer. 0: not known.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub records: u64,
+    /// Its heir has begun to adopt it: blocks of the heir may be in its file, so that nobody else can read it any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub given: bool,
     /// What its file looked like, while users can reach it by another name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stamp: Option<Stamp>,
@@ -50,7 +53,7 @@ fn is_zero(number: &u64) -> bool {
 impl LayerRecord {
     /// A layer that is a whole file of `size` bytes.
     pub fn of_file(id: Id, size: u64, stamp: Option<Stamp>) -> LayerRecord {
-        LayerRecord { id, file: id, parent: None, overlap: 0, size, complete: true, records: 0, stamp }
+        LayerRecord { id, file: id, parent: None, overlap: 0, size, complete: true, records: 0, given: false, stamp }
     }
 }
 

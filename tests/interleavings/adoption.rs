@@ -159,3 +159,41 @@ fn the_rest_of_a_last_block_is_zeros_after_an_adoption_too() {
     growth.sprung();
     assert!(read(&heir, 5 * BLOCK, 4096) == expect, "cut off before");
 }
+
+/// What a volume was cloned from was given back to it by a reset although blocks of the volume had been copied into its
+/// file, by an adoption that had not come to its end.
+#[test]
+fn what_an_adoption_has_begun_to_change_is_not_gone_back_to() {
+    let world = World::new();
+    let (source, heir) = source_and_heir(&world);
+    drop(source);
+    world.remove("source");
+    let asked = Cell::new(0);
+    let stop = || asked.replace(asked.get() + 1) > 0;
+    assert!(!world.pool.adopt_parent(&heir, &stop).unwrap());
+    assert!(asked.get() > 1, "a piece was copied before it was stopped");
+    let bytes = read(&heir, 0, 400 * 4096);
+    assert!(world.pool.reset(&heir, None).is_err());
+    drop(heir);
+    let world = world.remounted();
+    let heir = world.volume("heir");
+    assert!(world.pool.reset(&heir, None).is_err());
+    assert!(read(&heir, 0, 400 * 4096) == bytes);
+    assert!(world.pool.adopt_parent(&heir, &|| false).unwrap());
+    assert!(read(&heir, 0, 400 * 4096) == bytes);
+}
+
+/// The same, of an adoption that is under way.
+#[test]
+fn a_reset_that_meets_an_adoption_does_not_go_back_to_half_of_it() {
+    let world = World::new();
+    let (source, heir) = source_and_heir(&world);
+    drop(source);
+    world.remove("source");
+    let bytes = read(&heir, 0, 400 * 4096);
+    let (pool, volume) = (world.pool.clone(), heir.clone());
+    let reset = move || assert!(pool.reset(&volume, None).is_err());
+    let (_, met) = adopt_and_meanwhile(&world, &heir, reset);
+    assert!(met);
+    assert!(read(&heir, 0, 400 * 4096) == bytes);
+}
