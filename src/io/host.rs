@@ -199,6 +199,24 @@ impl Fs for HostFs {
         (st.stx_mask & MNT_ID_UNIQUE != 0 && !boot.is_empty()).then(|| format!("{boot} {}", st.stx_mnt_id))
     }
 
+    fn both(&self, first: &mut (dyn FnMut() + Send), second: &mut (dyn FnMut() + Send)) {
+        // The second one is run here where no thread can be had.
+        let waiting = Mutex::new(Some(second));
+        let run = || {
+            let second = waiting.lock().take();
+            if let Some(second) = second {
+                second();
+            }
+        };
+        std::thread::scope(|scope| {
+            let beside = std::thread::Builder::new().name("both".to_owned()).spawn_scoped(scope, run);
+            first();
+            if beside.is_err() {
+                run();
+            }
+        });
+    }
+
     fn chmod(&self, path: &Path, mode: u32) -> io::Result<()> {
         let fd = self.handle(path)?;
         let path = proc_path(fd.as_raw_fd());

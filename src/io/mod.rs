@@ -52,6 +52,12 @@ pub trait Fs: Send + Sync + 'static {
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
     /// Makes everything on the filesystem durable.
     fn sync_fs(&self) -> io::Result<()>;
+    /// Runs both, in any order or at the same time: two syncs that do not wait for each other often cost as much as one.
+    /// Here one after the other, so that a simulated disk sees its calls in the same order each time.
+    fn both(&self, first: &mut (dyn FnMut() + Send), second: &mut (dyn FnMut() + Send)) {
+        first();
+        second();
+    }
     /// Changes permission bits. Does not follow links.
     fn chmod(&self, path: &Path, mode: u32) -> io::Result<()>;
     /// Changes owner and group; `None` leaves one as it is. Does not follow links.

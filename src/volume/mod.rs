@@ -411,8 +411,8 @@ impl Volume {
                 self.flush_mtime(overlay);
                 let (syncing, stub) = (overlay.syncing(), overlay.stub.clone());
                 drop(gate);
-                syncing.run(self.env.fs.as_ref(), &self.env.store, names_synced)?;
-                if data_only { Ok(()) } else { stub.sync_all().context("sync stub", self.path()) }
+                let stub_synced = syncing.run(self.env.fs.as_ref(), &self.env.store, names_synced)?;
+                if data_only || stub_synced { Ok(()) } else { stub.sync_all().context("sync stub", self.path()) }
             }
             State::Broken { why, .. } => Err(Volume::broken(why)),
         }
