@@ -26,6 +26,7 @@ use self::convert::{absent, attr, change, device, file_type, flags_of_rename, wh
 use self::workers::Workers;
 use crate::door;
 use crate::error::{Error, Result};
+use crate::io::aligned;
 use crate::pool::names::{
     Caller, Creation, Found, Handle, Kernel, Listed, NameTree, WriteFlags, get_takes_long, set_may_wait,
 };
@@ -163,11 +164,8 @@ thread_local! {
 
 fn reply_read(handle: Result<Arc<Handle>>, offset: u64, size: u32, reply: ReplyData) {
     BUFFER.with_borrow_mut(|buffer| {
-        let size = size as usize;
-        if buffer.len() < size {
-            buffer.resize(size, 0);
-        }
-        match handle.and_then(|handle| handle.read(offset, &mut buffer[..size])) {
+        let buffer = aligned(buffer, size as usize);
+        match handle.and_then(|handle| handle.read(offset, buffer)) {
             Ok(read) => reply.data(&buffer[..read]),
             Err(error) => reply.error(code("read", &error)),
         }

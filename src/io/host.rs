@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::direct::Direct;
 use super::sys::{c_name, fstat, grow_buffer, lstat_at, open_beneath, proc_path, retry, split_names, timespec};
 use super::types::{DirEntry, FileKind, FsInfo, Open, Rename, SetTime, Stat, Whence};
 use super::{File, FileRef, Fs};
@@ -98,7 +99,7 @@ impl Fs for HostFs {
         };
         let fd = open_beneath(dir.as_fd(), OsStr::from_bytes(name.to_bytes()), flags, mode)?;
         let root = self.root.clone();
-        let file = HostFile { fd, root };
+        let file = HostFile { fd, root, direct: Direct::default() };
         // A FIFO or a device swapped in for a file must not be read as one.
         if file.stat()?.kind() != FileKind::File {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
@@ -332,6 +333,7 @@ struct HostFile {
     fd: OwnedFd,
     /// For [`File::link_to`], whose path is relative to the root.
     root: Arc<OwnedFd>,
+    direct: Direct,
 }
 
 impl HostFile {
@@ -367,6 +369,17 @@ impl File for HostFile {
             }
         }
         Ok(())
+    }
+
+    fn read_direct(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let done = self.direct.read(self.fd.as_fd(), buf, offset)?;
+        // What is left is the end of the file, or what cannot be read so.
+        if done == buf.len() { Ok(done) } else { Ok(done + self.read_at(&mut buf[done..], offset + done as u64)?) }
+    }
+
+    fn write_direct(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        let done = self.direct.write(self.fd.as_fd(), data, offset)?;
+        if done == data.len() { Ok(()) } else { self.write_at(&data[done..], offset + done as u64) }
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

@@ -4,6 +4,7 @@
 //! Paths are relative to the pool's root directory (`""` is the root itself), never contain `..`, and are resolved
 //! without following a symbolic link anywhere. No call here retries or hides an error; `EINTR` alone is retried.
 
+mod direct;
 mod host;
 mod sys;
 mod types;
@@ -14,6 +15,7 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use direct::aligned;
 pub use host::HostFs;
 pub use sys::set_relief;
 pub use types::{DirEntry, FileKey, FileKind, FsInfo, Open, Rename, SetTime, Stat, Timestamp, Whence};
@@ -93,6 +95,14 @@ pub trait File: Send + Sync + 'static {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all of `data`, or fails (some of it may then have been written).
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
+    /// As [`File::read_at`], past the page cache where that can be (O_DIRECT); the same bytes in any case.
+    fn read_direct(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_at(buf, offset)
+    }
+    /// As [`File::write_at`], past the page cache where that can be. Durable only after a sync, as any write.
+    fn write_direct(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.write_at(data, offset)
+    }
     /// Sets the size; new bytes read as zeros.
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Makes contents and size durable (fdatasync).

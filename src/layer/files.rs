@@ -189,11 +189,26 @@ impl Layer {
         self.read_unchecked(offset, buf)
     }
 
+    /// The same past the page cache, for a layer that one volume alone reads.
+    pub fn read_direct(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.check_sound(offset / BLOCK, blocks(offset + buf.len() as u64))?;
+        self.read_with(offset, buf, |data, buf| data.read_direct(buf, offset))
+    }
+
     /// The same for bytes that a scrub is looking at.
     pub(super) fn read_unchecked(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.read_with(offset, buf, |data, buf| data.read_at(buf, offset))
+    }
+
+    fn read_with(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        read: impl Fn(&FileRef, &mut [u8]) -> std::io::Result<usize>,
+    ) -> Result<()> {
         let len = self.size().saturating_sub(offset).min(buf.len() as u64) as usize;
         let got = match self.data()? {
-            Some(data) => data.read_at(&mut buf[..len], offset).map_err(|e| self.failed("read layer data", e))?,
+            Some(data) => read(&data, &mut buf[..len]).map_err(|e| self.failed("read layer data", e))?,
             None => 0,
         };
         buf[got..].fill(0);

@@ -236,10 +236,20 @@ impl Volume {
 
     /// Reads up to the end of the file; returns how many bytes.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        self.read_as(offset, buf, false)
+    }
+
+    /// The same; with `direct`, what nobody shares is read past the page cache. What clones share is read through it, so
+    /// that all of them have it in memory once.
+    pub fn read_as(&self, offset: u64, buf: &mut [u8], direct: bool) -> Result<usize> {
         self.env.foreground.fetch_add(1, Ordering::Relaxed);
         let mut once = || match &*self.gate.read() {
-            State::Plain(plain) => plain.file.read_at(buf, offset).map_err(|e| Error::io("read", e).at(self.path())),
-            State::Overlay(overlay) => overlay.read(offset, buf),
+            State::Plain(plain) => {
+                let alone = direct && plain.shared.is_none();
+                let read = if alone { plain.file.read_direct(buf, offset) } else { plain.file.read_at(buf, offset) };
+                read.map_err(|e| Error::io("read", e).at(self.path()))
+            }
+            State::Overlay(overlay) => overlay.read(offset, buf, direct),
             State::Broken { why, .. } => Err(Volume::broken(why)),
         };
         self.with_relief(&mut once)
@@ -303,14 +313,21 @@ impl Volume {
 
     /// Writes all of `data`; the file grows if it goes past the end.
     pub fn write(self: &Arc<Self>, offset: u64, data: &[u8]) -> Result<()> {
+        self.write_as(offset, data, false)
+    }
+
+    /// The same; with `direct`, past the page cache.
+    pub fn write_as(self: &Arc<Self>, offset: u64, data: &[u8], direct: bool) -> Result<()> {
         self.change(|state| match state {
             State::Plain(plain) => {
                 plain.touch_with(data);
-                plain.file.write_at(data, offset).map_err(|e| Error::io("write", e).at(self.path()))
+                let file = &plain.file;
+                let written = if direct { file.write_direct(data, offset) } else { file.write_at(data, offset) };
+                written.map_err(|e| Error::io("write", e).at(self.path()))
             }
             State::Overlay(overlay) => {
                 self.note_write();
-                overlay.write(offset, data)
+                overlay.write(offset, data, direct)
             }
             State::Broken { why, .. } => Err(Volume::broken(why)),
         })

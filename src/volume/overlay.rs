@@ -118,26 +118,26 @@ impl Overlay {
     }
 
     /// Reads bytes as they are, up to the volume's size; returns how many.
-    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+    pub fn read(&self, offset: u64, buf: &mut [u8], direct: bool) -> Result<usize> {
         let size = self.top.size();
         if offset >= size {
             return Ok(0);
         }
         let len = (size - offset).min(buf.len() as u64) as usize;
-        self.read_blocks(offset, &mut buf[..len])?;
+        self.read_blocks(offset, &mut buf[..len], direct)?;
         Ok(len)
     }
 
-    fn read_blocks(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_blocks(&self, offset: u64, buf: &mut [u8], direct: bool) -> Result<()> {
         let end = offset + buf.len() as u64;
         if self.top.has_all(offset / BLOCK, blocks(end)) {
-            return self.top.read(offset, buf);
+            return if direct { self.top.read_direct(offset, buf) } else { self.top.read(offset, buf) };
         }
         read_segments(&self.layout(offset / BLOCK..blocks(end)), offset, buf)
     }
 
     /// Writes bytes; the volume grows if they go past its end.
-    pub fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+    pub fn write(&self, offset: u64, data: &[u8], direct: bool) -> Result<()> {
         let end = offset + data.len() as u64;
         if end > MAX_VOLUME {
             return Err(Error::new(Kind::TooLarge, "write"));
@@ -150,7 +150,7 @@ impl Overlay {
         let (first, last) = (offset / BLOCK, blocks(end));
         let file = self.top.data_for_writing()?;
         if self.top.has_all(first, last) {
-            self.put(&file, offset, data)?;
+            self.put(&file, offset, data, direct)?;
             self.top.grow_size(end);
             // After the write: a sync that came in between may not have seen it.
             self.top.touch(first, last);
@@ -162,13 +162,13 @@ impl Overlay {
         let stop = (last * BLOCK).min(self.top.size().max(end));
         let tail = if self.top.has(last - 1) { 0 } else { (stop - end) as usize };
         if head == 0 && tail == 0 {
-            self.put(&file, offset, data)?;
+            self.put(&file, offset, data, direct)?;
         } else {
             let mut whole = vec![0; head + data.len() + tail];
-            self.read_blocks(offset - head as u64, &mut whole[..head])?;
+            self.read_blocks(offset - head as u64, &mut whole[..head], false)?;
             whole[head..head + data.len()].copy_from_slice(data);
-            self.read_blocks(end, &mut whole[head + data.len()..])?;
-            self.put(&file, offset - head as u64, &whole)?;
+            self.read_blocks(end, &mut whole[head + data.len()..], false)?;
+            self.put(&file, offset - head as u64, &whole, direct)?;
         }
         // The blocks first: who sees the new size must see what is in it.
         self.top.mark(first, last);
@@ -176,8 +176,9 @@ impl Overlay {
         Ok(())
     }
 
-    fn put(&self, file: &FileRef, offset: u64, data: &[u8]) -> Result<()> {
-        file.write_at(data, offset).context("write layer data", crate::store::data_path(self.top.file_id()))
+    fn put(&self, file: &FileRef, offset: u64, data: &[u8], direct: bool) -> Result<()> {
+        let written = if direct { file.write_direct(data, offset) } else { file.write_at(data, offset) };
+        written.context("write layer data", crate::store::data_path(self.top.file_id()))
     }
 
     /// Makes `[offset, end)` read as zeros, and gives the space back unless `keep`. Does not change the size.
@@ -228,7 +229,7 @@ impl Overlay {
         }
         let block = offset / BLOCK;
         let nowhere = matches!(self.layout(block..block + 1).as_slice(), [Segment { owner: Owner::Zero, .. }]);
-        if nowhere { Ok(()) } else { self.write(offset, &vec![0; (end - offset) as usize]) }
+        if nowhere { Ok(()) } else { self.write(offset, &vec![0; (end - offset) as usize], false) }
     }
 
     /// Reserves space. Absent blocks stay absent.
@@ -274,9 +275,9 @@ impl Overlay {
         if !size.is_multiple_of(BLOCK) && !self.top.has(kept) && kept < overlap {
             // The last block is cut in the data file, so it must be there: all of it, for the case that this fails.
             let mut bytes = vec![0; (old - kept * BLOCK).min(BLOCK) as usize];
-            self.read_blocks(kept * BLOCK, &mut bytes)?;
+            self.read_blocks(kept * BLOCK, &mut bytes, false)?;
             let file = self.top.data_for_writing()?;
-            self.put(&file, kept * BLOCK, &bytes)?;
+            self.put(&file, kept * BLOCK, &bytes, false)?;
             self.top.mark(kept, kept + 1);
         }
         // What is cut off the last block must not stay in a copy of it that an adoption has made.

@@ -121,11 +121,16 @@ impl Handle {
         opens_for_writing(self.flags) && self.pinned.get().is_none()
     }
 
+    /// Its reads and writes go past the page cache, as it was opened with O_DIRECT.
+    fn is_direct(&self) -> bool {
+        self.flags & libc::O_DIRECT != 0
+    }
+
     /// Reads until `buf` is full or the file ends; returns the number of bytes read.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
         match self.pinned.get() {
             Some(pinned) => pinned.read(offset, buf),
-            None => self.volume.read(offset, buf),
+            None => self.volume.read_as(offset, buf, self.is_direct()),
         }
     }
 
@@ -133,7 +138,7 @@ impl Handle {
     pub fn write(&self, offset: u64, data: &[u8], how: WriteFlags) -> Result<()> {
         self.check_writable()?;
         self.privileges.drop_for_write(&self.volume, how.kill_ids)?;
-        self.volume.write(offset, data)?;
+        self.volume.write_as(offset, data, self.is_direct())?;
         self.sync_as_opened(how.sync)
     }
 

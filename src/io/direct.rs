@@ -1,0 +1,109 @@
+//! Reads and writes past the page cache: what a program asks for that opens a file with O_DIRECT.
+//!
+//! The kernel keeps both ways in step: a direct read writes out what is dirty in its range first, a direct write drops
+//! what is cached of it, and both happen under the lock that buffered writes take. That holds for calls that wait, as
+//! all of these do; it does not hold for asynchronous ones, which end after the lock was given back.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
+
+use super::sys::{proc_path, retry};
+
+/// What offsets, lengths and addresses are multiples of: no filesystem wants more than its block or page.
+pub const ALIGNMENT: usize = 4096;
+
+/// A second descriptor of a file, with O_DIRECT; made when it is first needed.
+#[derive(Default)]
+pub struct Direct(OnceLock<Option<OwnedFd>>);
+
+thread_local! {
+    /// Aligned room for data that is not.
+    static ROOM: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The first `len` bytes of `room` at an address that direct reads and writes can use.
+pub fn aligned(room: &mut Vec<u8>, len: usize) -> &mut [u8] {
+    if room.len() < len + ALIGNMENT {
+        room.resize(len + ALIGNMENT, 0);
+    }
+    let start = room.as_ptr().align_offset(ALIGNMENT);
+    &mut room[start..start + len]
+}
+
+fn is_aligned(number: u64) -> bool {
+    number.is_multiple_of(ALIGNMENT as u64)
+}
+
+impl Direct {
+    /// The descriptor; `None` where the filesystem has no direct reads and writes, or no descriptor is left.
+    fn descriptor(&self, file: BorrowedFd) -> Option<RawFd> {
+        if let Some(known) = self.0.get() {
+            return known.as_ref().map(AsRawFd::as_raw_fd);
+        }
+        // SAFETY: the descriptor is open; the call reads its flags.
+        let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+        let path = proc_path(file.as_raw_fd());
+        let flags = flags & libc::O_ACCMODE | libc::O_DIRECT | libc::O_NONBLOCK | libc::O_CLOEXEC;
+        // SAFETY: path is NUL-terminated. It is our own descriptor, which no link can lead away from.
+        match retry(|| unsafe { libc::open(path.as_ptr(), flags) }) {
+            // SAFETY: the descriptor was just opened and is owned by nobody else.
+            Ok(fd) => drop(self.0.set(Some(unsafe { OwnedFd::from_raw_fd(fd) }))),
+            // Perhaps there is one the next time.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => return None,
+            Err(_) => drop(self.0.set(None)),
+        }
+        self.0.get().and_then(Option::as_ref).map(AsRawFd::as_raw_fd)
+    }
+
+    /// Reads as much of the beginning of `buf` as can be read so; returns how much.
+    pub fn read(&self, file: BorrowedFd, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let fits = is_aligned(offset) && is_aligned(buf.len() as u64) && is_aligned(buf.as_ptr() as u64);
+        let Some(fd) = self.descriptor(file).filter(|_| fits) else { return Ok(0) };
+        let mut done = 0;
+        while done < buf.len() && is_aligned(done as u64) {
+            let rest = &mut buf[done..];
+            let (to, len, at) = (rest.as_mut_ptr().cast(), rest.len(), (offset + done as u64) as i64);
+            // SAFETY: to and len describe the rest of `buf`, which is ours to fill.
+            match retry(|| unsafe { libc::pread(fd, to, len, at) }) {
+                Ok(0) => break,
+                Ok(read) => done += read as usize,
+                // It wants another alignment.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes as much of the beginning of `data` as can be written so; returns how much.
+    pub fn write(&self, file: BorrowedFd, data: &[u8], offset: u64) -> io::Result<usize> {
+        let fits = is_aligned(offset) && is_aligned(data.len() as u64);
+        let Some(fd) = self.descriptor(file).filter(|_| fits) else { return Ok(0) };
+        if is_aligned(data.as_ptr() as u64) {
+            return write_all(fd, data, offset);
+        }
+        ROOM.with_borrow_mut(|room| {
+            let room = aligned(room, data.len());
+            room.copy_from_slice(data);
+            write_all(fd, room, offset)
+        })
+    }
+}
+
+fn write_all(fd: RawFd, data: &[u8], offset: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while done < data.len() && is_aligned(done as u64) {
+        let rest = &data[done..];
+        let (from, len, at) = (rest.as_ptr().cast(), rest.len(), (offset + done as u64) as i64);
+        // SAFETY: from and len describe the rest of `data`.
+        match retry(|| unsafe { libc::pwrite(fd, from, len, at) }) {
+            Ok(0) => return Err(io::Error::from_raw_os_error(libc::EIO)),
+            Ok(written) => done += written as usize,
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
