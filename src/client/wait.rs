@@ -8,9 +8,10 @@ use super::doors;
 use crate::door::{Level, VolumeInfo, VolumeState};
 use crate::error::{Error, Kind, Result};
 
-/// First pause between two looks; it doubles up to the last.
+/// Pause between two looks: at first the short one, then a sixteenth of the time that was waited, at most the long one.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LAST_PAUSE: Duration = Duration::from_millis(500);
+const PART: u32 = 16;
 /// For how long an overlay may be at rest before waiting for it is an error: when no work on it is planned, because
 /// two looks at others can lie between the end of their work and its own; and when it is planned and nothing is done.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -32,8 +33,8 @@ pub struct WaitProgress {
 pub fn until_independent(paths: &[PathBuf], progress: &mut dyn FnMut(WaitProgress) -> Result<()>) -> Result<()> {
     let mut pending: Vec<Waiting> = paths.iter().map(|path| Waiting { path, last: 0, idle_since: None }).collect();
     let mut total = 0;
-    let mut pause = FIRST_PAUSE;
-    for round in 0u64.. {
+    let began = Instant::now();
+    loop {
         let started = Instant::now();
         let mut left = 0;
         let mut still = Vec::with_capacity(pending.len());
@@ -51,10 +52,7 @@ pub fn until_independent(paths: &[PathBuf], progress: &mut dyn FnMut(WaitProgres
             break;
         }
         // Never busy for more than half of the time, however many there are.
-        sleep(pause.max(started.elapsed()));
-        if round > 0 {
-            pause = (pause * 2).min(LAST_PAUSE);
-        }
+        sleep((began.elapsed() / PART).clamp(FIRST_PAUSE, LAST_PAUSE).max(started.elapsed()));
     }
     Ok(())
 }

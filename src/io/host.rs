@@ -371,6 +371,11 @@ impl File for HostFile {
         Ok(())
     }
 
+    fn will_need(&self, offset: u64, len: u64) {
+        // SAFETY: the descriptor is open; the call reads nothing of ours.
+        unsafe { libc::posix_fadvise(self.raw(), offset as i64, len as i64, libc::POSIX_FADV_WILLNEED) };
+    }
+
     fn read_direct(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let done = self.direct.read(self.fd.as_fd(), buf, offset)?;
         // What is left is the end of the file, or what cannot be read so.

@@ -95,6 +95,8 @@ pub trait File: Send + Sync + 'static {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all of `data`, or fails (some of it may then have been written).
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
+    /// Begins to read a range into the page cache, for somebody who will want it soon; only a hint.
+    fn will_need(&self, _offset: u64, _len: u64) {}
     /// As [`File::read_at`], past the page cache where that can be (O_DIRECT); the same bytes in any case.
     fn read_direct(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.read_at(buf, offset)

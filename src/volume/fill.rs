@@ -1,10 +1,11 @@
 //! Deepening one volume, step by step: a block is copied in only if it is still absent.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use super::overlay::{Overlay, punch};
 use crate::error::{Context, Result};
-use crate::io::{FileRef, Whence};
+use crate::io::{FileRef, Whence, aligned};
 use crate::layer::Layer;
 use crate::layer::resolve::{Owner, resolve};
 use crate::store::data_path;
@@ -36,6 +37,13 @@ pub struct Filling {
 const CHUNK: u64 = 1 << 16;
 /// Blocks read at once: 1 MiB.
 const PIECE: u64 = 256;
+/// So many blocks ahead the disk is told what will be read.
+const AHEAD: u64 = 4 * PIECE;
+
+thread_local! {
+    /// Room for a piece, one for each thread that copies.
+    static ROOM: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Where the hole that `offset` lies in ends; `None` if it lies in data.
 fn hole_end(file: &FileRef, offset: u64) -> Option<u64> {
@@ -115,11 +123,27 @@ impl Overlay {
             return Ok(range.end);
         }
         let range = range.start..range.end.min(range.start + PIECE);
+        let end = (range.end * BLOCK).min(self.top.size());
+        let len = (end - start) as usize;
+        ROOM.with_borrow_mut(|room| {
+            let bytes = aligned(room, len);
+            layer.read(start, bytes)?;
+            // The disk reads what comes next while this is written.
+            if let Some(data) = &data {
+                data.will_need(end + AHEAD * BLOCK, PIECE * BLOCK);
+            }
+            self.put_filled(start, bytes)
+        })?;
+        *copied += len as u64;
+        self.top.mark(range.start, range.end);
+        Ok(range.end)
+    }
+
+    /// Writes what was read from the parent: data past the page cache, as nobody has asked for it and the next sync
+    /// then has little left to do; zeros as holes.
+    fn put_filled(&self, start: u64, bytes: &[u8]) -> Result<()> {
         let file = self.top.data_for_writing()?;
         let path = || data_path(self.top.file_id());
-        let end = (range.end * BLOCK).min(self.top.size());
-        let mut bytes = vec![0; (end - start) as usize];
-        layer.read(start, &mut bytes)?;
         let mut at = 0;
         while at < bytes.len() {
             let zero = |i: usize| is_zero(&bytes[i..(i + BLOCK as usize).min(bytes.len())]);
@@ -132,13 +156,11 @@ impl Overlay {
             if kind {
                 punch(&file, offset, ((to - at) as u64).next_multiple_of(BLOCK)).context("punch layer data", path())?;
             } else {
-                file.write_at(&bytes[at..to], offset).context("write layer data", path())?;
+                file.write_direct(&bytes[at..to], offset).context("write layer data", path())?;
             }
             at = to;
         }
-        *copied += bytes.len() as u64;
-        self.top.mark(range.start, range.end);
-        Ok(range.end)
+        Ok(())
     }
 
     /// Shares blocks of a parent's file; `false` where the filesystem cannot.

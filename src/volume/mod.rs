@@ -119,6 +119,10 @@ pub struct Volume {
     mtime: Mutex<Option<Timestamp>>,
 }
 
+/// Shorter writes go through the page cache also for who asks for direct ones: where the file has a hole, the filesystem
+/// lets direct writes go only one after another, and each waits for the disk.
+const DIRECT_WRITE: usize = 64 << 10;
+
 static SERIAL: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
 
 impl Volume {
@@ -316,8 +320,9 @@ impl Volume {
         self.write_as(offset, data, false)
     }
 
-    /// The same; with `direct`, past the page cache.
+    /// The same; with `direct`, what is long goes past the page cache.
     pub fn write_as(self: &Arc<Self>, offset: u64, data: &[u8], direct: bool) -> Result<()> {
+        let direct = direct && data.len() >= DIRECT_WRITE;
         self.change(|state| match state {
             State::Plain(plain) => {
                 plain.touch_with(data);
