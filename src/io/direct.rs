@@ -107,3 +107,51 @@ fn write_all(fd: RawFd, data: &[u8], offset: u64) -> io::Result<usize> {
     }
     Ok(done)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    /// A file of 10,000 bytes that are all different from their neighbours.
+    fn file() -> (std::fs::File, Vec<u8>) {
+        let bytes: Vec<u8> = (0..10_000u32).map(|i| (i * 7 % 251) as u8).collect();
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&bytes, 0).unwrap();
+        (file, bytes)
+    }
+
+    #[test]
+    fn a_read_ends_where_the_file_does() {
+        let ((file, bytes), direct, mut room) = (file(), Direct::default(), Vec::new());
+        let room = aligned(&mut room, 3 * ALIGNMENT);
+        let read = direct.read(file.as_fd(), room, 0).unwrap();
+        // Nothing where the filesystem has no direct reads.
+        assert!(read == 0 || read == bytes.len(), "{read}");
+        assert_eq!(room[..read], bytes[..read]);
+    }
+
+    #[test]
+    fn what_is_not_aligned_is_left_to_others() {
+        let ((file, _), direct, mut room) = (file(), Direct::default(), Vec::new());
+        let room = aligned(&mut room, 2 * ALIGNMENT);
+        assert_eq!(direct.read(file.as_fd(), room, 512).unwrap(), 0);
+        assert_eq!(direct.read(file.as_fd(), &mut room[..5000], 0).unwrap(), 0);
+        assert_eq!(direct.read(file.as_fd(), &mut room[1..ALIGNMENT + 1], 0).unwrap(), 0);
+        assert_eq!(direct.write(file.as_fd(), &room[..100], 0).unwrap(), 0);
+    }
+
+    #[test]
+    fn data_of_any_address_is_written() {
+        let ((file, mut bytes), direct) = (file(), Direct::default());
+        let data = vec![9; ALIGNMENT + 1];
+        let written = direct.write(file.as_fd(), &data[1..], ALIGNMENT as u64).unwrap();
+        assert!(written == 0 || written == ALIGNMENT, "{written}");
+        bytes[ALIGNMENT..ALIGNMENT + written].fill(9);
+        let mut found = vec![0; bytes.len()];
+        file.read_exact_at(&mut found, 0).unwrap();
+        assert_eq!(found, bytes);
+    }
+}
