@@ -327,17 +327,18 @@ impl Overlay {
 }
 
 impl Syncing {
-    /// Makes the stub and its link durable. That comes before the map of its layer: data without a stub is taken for
-    /// a volume that lost its name.
-    fn sync_names(&self, fs: &dyn Fs) -> Result<()> {
+    /// Makes the stub and its link durable, if they are not; whether it had to. That comes before the map of its layer:
+    /// data without a stub is taken for a volume that lost its name.
+    fn sync_names(&self, fs: &dyn Fs) -> Result<bool> {
         if !self.debts.names_dirty.load(Ordering::Acquire) {
-            return Ok(());
+            return Ok(false);
         }
         let stubs = std::path::Path::new(crate::store::STUBS);
         let (mut stub, mut link) = (Ok(()), Ok(()));
         fs.both(&mut || stub = self.stub.sync_all(), &mut || link = fs.sync_dir(stubs));
         stub.context("sync stub", crate::store::stub_path(self.id))?;
-        link.context("sync stubs directory", stubs)
+        link.context("sync stubs directory", stubs)?;
+        Ok(true)
     }
 
     /// Nothing was ever written to it, and nothing below is owed a sync: names and the journal are all that there is.
@@ -349,33 +350,30 @@ impl Syncing {
 
     /// The sync of a clone that nothing was written to. Neither stub nor record says anything about data, so they need
     /// not wait for each other: whichever a crash leaves, the other is dropped at the next start.
-    fn run_bare(&self, fs: &dyn Fs, store: &Store) -> Result<()> {
+    fn run_bare(&self, fs: &dyn Fs, store: &Store) -> Result<bool> {
         self.top.check_latch()?;
-        let (mut names, mut journal) = (Ok(()), Ok(()));
+        let (mut names, mut journal) = (Ok(false), Ok(()));
         let commit = self.debts.commit.load(Ordering::Acquire);
         fs.both(&mut || names = self.sync_names(fs), &mut || journal = store.sync(commit));
-        names?;
+        let synced = names?;
         journal?;
         self.debts.names_dirty.store(false, Ordering::Release);
-        Ok(())
+        Ok(synced)
     }
 
     /// Makes everything durable: layers below first, then data, map, names and the journal. Hold no gate: writes to
     /// the volume, and clones of it, go on meanwhile. With `names_synced`, names need no sync of their own. Says whether
-    /// the stub itself was synced, with the attributes that it had before.
+    /// it synced the stub itself, with the attributes that it had before.
     pub fn run(&self, fs: &dyn Fs, store: &Store, names_synced: bool) -> Result<bool> {
         let debts = &self.debts;
-        let new = debts.names_dirty.load(Ordering::Acquire) && !names_synced;
-        if new && self.is_bare() {
-            return self.run_bare(fs, store).map(|()| true);
+        if !names_synced && debts.names_dirty.load(Ordering::Acquire) && self.is_bare() {
+            return self.run_bare(fs, store);
         }
         // Cleared only at the end: a second sync must not return before the names of the first are durable.
         let names = debts.names_dirty.load(Ordering::Acquire);
         // Before any map: a layer below can be what another volume, whose stub is new too, writes to until its record
         // is durable. The directory is one for all stubs.
-        if !names_synced {
-            self.sync_names(fs)?;
-        }
+        let stub_synced = !names_synced && self.sync_names(fs)?;
         let pending = debts.pending.lock().clone();
         for layer in &pending {
             layer.flush()?;
@@ -390,7 +388,7 @@ impl Syncing {
             debts.names_dirty.store(false, Ordering::Release);
         }
         debts.pending.lock().retain(|layer| !pending.iter().any(|done| Arc::ptr_eq(done, layer)));
-        Ok(new)
+        Ok(stub_synced)
     }
 }
 
