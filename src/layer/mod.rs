@@ -138,6 +138,23 @@ fn span(start: u64, end: u64) -> std::ops::Range<u32> {
     start.min(u32::MAX as u64) as u32..end.min(u32::MAX as u64) as u32
 }
 
+/// A layer that is held; it is let go of with this.
+pub struct Hold(Arc<Layer>);
+
+impl std::ops::Deref for Hold {
+    type Target = Arc<Layer>;
+
+    fn deref(&self) -> &Arc<Layer> {
+        &self.0
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.pins.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 impl Layer {
     fn new(fs: &Arc<dyn Fs>, id: Id, file: Id, parent: Option<Arc<Layer>>, size: u64, overlap: u64) -> Layer {
         Layer {
@@ -282,14 +299,10 @@ impl Layer {
         self.body.write().parent = None;
     }
 
-    /// Holds the layer as a point in time; undone by [`Layer::unpin`].
-    pub fn pin(&self) {
+    /// Holds the layer as a point in time: nobody adopts it while that is kept.
+    pub fn hold(self: &Arc<Self>) -> Hold {
         self.pins.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// Lets go of it.
-    pub fn unpin(&self) {
-        self.pins.fetch_sub(1, Ordering::AcqRel);
+        Hold(self.clone())
     }
 
     /// Whether its heir's blocks are being copied into its file.
@@ -302,7 +315,7 @@ impl Layer {
         self.adopting.store(adopting, Ordering::Release);
     }
 
-    /// Whether a reader holds it.
+    /// Whether somebody holds it.
     pub fn pinned(&self) -> bool {
         self.pins.load(Ordering::Acquire) > 0
     }

@@ -9,43 +9,25 @@
 //!
 //! No change is let through before the rename is durable, so each of these is a state the file had.
 
-use crate::sync::atomic::Ordering;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::replace::{Changed, Past, Prepared};
 use super::{Pool, stub};
 use crate::error::{Context, Error, Kind, Result};
-use crate::io::{FileKey, FileRef, Open, Rename};
-use crate::layer::Layer;
+use crate::io::{FileKey, FileRef};
+use crate::layer::Hold;
 use crate::store::record::{Change, LayerRecord, VolumeRecord};
-use crate::store::{LAYERS, STUBS, data_path, new_id, stub_path, tmp_path};
-use crate::units::{Id, MAX_VOLUME, blocks};
-use crate::volume::overlay::Overlay;
-use crate::volume::plain::sync_entry;
+use crate::store::{LAYERS, data_path, new_id};
+use crate::units::{MAX_VOLUME, blocks};
 use crate::volume::{State, Volume};
-
-/// A stub that is ready to take a file's place.
-pub(super) struct Prepared {
-    pub id: Id,
-    pub top: Arc<Layer>,
-    pub stub: FileRef,
-    pub key: FileKey,
-    pub temporary: std::path::PathBuf,
-    pub commit: u64,
-}
 
 /// The layer that a plain file becomes, held so that nobody drops it meanwhile.
 pub(super) struct Held {
-    layer: Arc<Layer>,
+    layer: Hold,
     file: FileRef,
     /// It was made for this: nothing on disk names it yet.
     fresh: bool,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.layer.unpin();
-    }
 }
 
 impl Pool {
@@ -85,8 +67,8 @@ impl Pool {
             layer.set_complete_data(plain.file.clone());
             layer.share_latch(&plain.durability.latch);
             layer.set_names_dirty();
-            layer.pin();
-            self.tables.lock().layers.insert(id, Arc::downgrade(&layer));
+            let layer = layer.hold();
+            self.tables.lock().layers.insert(id, Arc::downgrade(&*layer));
             Held { layer, file: plain.file.clone(), fresh: true }
         };
         match self.freeze(volume, &held) {
@@ -104,18 +86,10 @@ impl Pool {
                 .swap(volume.key(), Some(&volume.path()), &mut |path| self.replace_file(volume, path, held, &prepared)),
         };
         match swapped {
-            Ok(Some(_)) => {
-                // Whoever syncs the volume meanwhile pays the same debt.
-                let debts = match &*volume.gate().read() {
-                    State::Overlay(overlay) => Some(overlay.debts.clone()),
-                    _ => None,
-                };
-                debts.map_or(Ok(()), |debts| sync_entry(self.env.fs.as_ref(), &debts.directory))
-            }
+            Ok(Some(_)) => self.settle_name(volume),
             // No name leads to it: it was deleted and is still open. The stub stays nameless, like the file.
             Ok(None) if held.file.stat().is_ok_and(|s| s.nlink <= 1) => {
-                let _ = self.env.fs.unlink(&prepared.temporary);
-                self.switch_to_overlay(volume, &mut volume.gate().write(), Some(&held.layer), &prepared);
+                self.put_nowhere(volume, &held.layer, &prepared);
                 Ok(())
             }
             Ok(None) => {
@@ -141,17 +115,11 @@ impl Pool {
         }
         // Owner, mode and times can have changed since the stub was made.
         stub::copy_attributes(held.file.as_ref(), prepared.stub.as_ref()).context("copy attributes to stub", path)?;
-        self.env.fs.rename(&prepared.temporary, path, Rename::Replace).context("replace file", path)?;
-        volume.set_path(path);
         if held.fresh {
             // Writes went on after the sync in `prepare`, into what is the layer's file from now on.
             held.layer.set_dirty();
         }
-        self.switch_to_overlay(volume, &mut gate, Some(&held.layer), prepared);
-        if let State::Overlay(overlay) = &*gate {
-            *overlay.debts.directory.lock() = Some(path.parent().unwrap_or(Path::new("")).to_path_buf());
-        }
-        Ok(prepared.key)
+        self.put_in_place(volume, &mut gate, path, Some(&held.layer), prepared)
     }
 
     /// The layer and file, if it is still a plain file that somebody reads through a layer. If nobody does, it stops
@@ -167,8 +135,7 @@ impl Pool {
         };
         if !unused {
             // From here until the volume itself reads it, nobody else's deletion may take it away.
-            layer.pin();
-            return Ok(Some(Held { layer, file: plain.file.clone(), fresh: false }));
+            return Ok(Some(Held { layer: layer.hold(), file: plain.file.clone(), fresh: false }));
         }
         if self.env.store.catalogue().layer(layer.id).is_some() {
             self.drop_layer(layer.id, layer.file_id())?;
@@ -181,88 +148,31 @@ impl Pool {
 
     /// Makes the stub, its link and its records, all durable.
     fn prepare(&self, volume: &Volume, held: &Held) -> Result<Prepared> {
-        let (layer, file) = (&held.layer, &held.file);
-        let (id, top_id, temporary) = (new_id(), new_id(), tmp_path());
-        let fs = &self.env.fs;
-        let pool = self.env.store.pool_id().ok_or_else(|| Error::new(Kind::Damaged, "freeze"))?;
+        let (layer, fs) = (&held.layer, &self.env.fs);
         let size = layer.size();
-        let made = (|| {
-            let stub = fs.open(&temporary, Open::CreateNew(0o600)).context("make stub", &temporary)?;
-            stub::describe(stub.as_ref(), id, size).context("write stub", &temporary)?;
-            stub::copy_attributes(file.as_ref(), stub.as_ref()).context("copy attributes to stub", volume.path())?;
-            stub::mark(stub.as_ref(), pool, id)?;
-            fs.link(&temporary, &stub_path(id)).context("link stub", stub_path(id))?;
+        let past = Past { layer: Some((**layer).clone()), overlap: blocks(size), size };
+        let commit = |record: VolumeRecord| {
             // The record below gives the layer its size, and takes away the stamp: its data must be durable first.
             layer.flush()?;
-            stub.sync_all().context("sync stub", &temporary)?;
-            fs.sync_dir(Path::new(STUBS)).context("sync stubs directory", STUBS)?;
             // Once the rename takes the user's name away, this name is all that leads to the data.
             fs.sync_dir(Path::new(LAYERS)).context("sync layers directory", LAYERS)?;
-            let key = stub.stat().context("look at stub", &temporary)?.key;
-            let path = volume.path().to_string_lossy().into_owned();
-            let over = VolumeRecord::over(id, top_id, Some(layer.id), (blocks(size), size), path);
-            let record = VolumeRecord { source: true, ..over };
             // From now on no name of the user's leads to the file: nobody can change it, and its stamp is not needed.
-            let frozen = layer.frozen_record();
-            let commit = {
-                let _ops = self.ops.lock();
-                self.env.store.commit(vec![Change::Layer(frozen), Change::Volume(record)])?
-            };
-            self.env.store.sync(commit)?;
-            let top = self.env.fresh_layer(top_id, Some(layer.clone()), size, blocks(size));
-            Ok(Prepared { id, top, stub, key, temporary: temporary.clone(), commit })
-        })();
+            let changes = vec![Change::Layer(layer.frozen_record()), Change::Volume(record)];
+            let _ops = self.ops.lock();
+            self.env.store.commit(changes)
+        };
+        let made = self.prepare_stub(volume, &held.file, &past, Changed::AsBefore, &commit);
         made.inspect_err(|_| {
-            let _ = fs.unlink(&temporary);
-            let _ = fs.unlink(&stub_path(id));
             if held.fresh && self.env.store.catalogue().layer(layer.id).is_none() {
                 let _ = fs.unlink(&data_path(layer.file_id()));
             }
         })
     }
 
-    pub(super) fn switch_to_overlay(
-        &self,
-        volume: &Arc<Volume>,
-        gate: &mut State,
-        layer: Option<&Arc<Layer>>,
-        prepared: &Prepared,
-    ) {
-        let pending = layer.filter(|layer| !layer.is_settled()).into_iter().cloned().collect();
-        let overlay = Overlay::new(prepared.id, prepared.stub.clone(), prepared.top.clone(), pending, prepared.commit);
-        overlay.debts.names_dirty.store(false, Ordering::Release);
-        let old = volume.key();
-        volume.set_key(prepared.key);
-        *gate = State::Overlay(overlay);
-        let mut tables = self.tables.lock();
-        tables.volumes.remove(&old);
-        tables.shared.remove(&old);
-        tables.volumes.insert(prepared.key, Arc::downgrade(volume));
-        tables.by_id.insert(prepared.id, Arc::downgrade(volume));
-        tables.stubs.insert(prepared.key, prepared.id);
-        tables.unsettled.insert(volume.serial, volume.clone());
-        drop(tables);
-        // Background work that came by meanwhile found no volume.
-        self.wake_background();
-    }
-
     /// Takes a prepared stub back. The layer, if it was made for this, has no heir then and goes as such layers do.
     fn discard(&self, prepared: &Prepared, held: &Held) {
-        let _ = self.env.fs.unlink(&prepared.temporary);
-        let mut changes = vec![Change::DropVolume(prepared.id)];
-        if held.fresh {
-            changes.push(Change::DropLayer(held.layer.id));
-        }
-        let committed = {
-            let _ops = self.ops.lock();
-            self.env.store.commit(changes)
-        };
-        // Records that are still there after a crash must find their files: the next start drops both.
-        if committed.and_then(|number| self.env.store.sync(number)).is_err() {
-            return;
-        }
-        let _ = self.env.fs.unlink(&stub_path(prepared.id));
-        if held.fresh {
+        let layer = held.fresh.then(|| Change::DropLayer(held.layer.id));
+        if self.discard_stub(prepared, layer) && held.fresh {
             // At once: a file of two names cannot be cloned, only copied.
             let _ = self.env.fs.unlink(&data_path(held.layer.file_id()));
         }

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use super::clone::{ATTEMPTS, Moment, check_target, clone_record, clone_size};
 use super::freeze::Held;
+use super::settle::MANY;
 use super::{CloneOptions, Pool, stub};
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::{Event, What};
@@ -29,9 +30,6 @@ use crate::store::{STUBS, new_id, stub_path};
 use crate::units::{Id, blocks};
 use crate::volume::overlay::{Overlay, firm_stamp};
 use crate::volume::{Pinned, State, Volume};
-
-/// From this many files on, one sync of the whole filesystem is cheaper than one of each.
-const MANY: usize = 8;
 
 /// One clone of a group.
 #[derive(Clone)]

@@ -18,6 +18,7 @@ mod lock;
 pub mod names;
 mod reap;
 pub mod repair;
+mod replace;
 mod replay;
 mod report;
 mod rewind;

@@ -11,26 +11,18 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::freeze::Prepared;
+use super::Pool;
 use super::reap::Dead;
-use super::{Pool, stub};
+use super::replace::{Changed, Past};
 use crate::error::{Context, Error, Kind, Result};
-use crate::io::{FileKey, FileRef, Open, Rename, SetTime, Timestamp};
+use crate::io::{FileKey, FileRef, SetTime, Timestamp};
 use crate::layer::Layer;
+use crate::store::new_id;
 use crate::store::record::{Change, VolumeRecord};
-use crate::store::{STUBS, new_id, stub_path, tmp_path};
 use crate::sync::atomic::Ordering;
 use crate::units::{Id, blocks};
 use crate::volume::overlay::Overlay;
-use crate::volume::plain::sync_entry;
 use crate::volume::{State, Volume};
-
-/// What a volume is to be again.
-struct Past {
-    layer: Option<Arc<Layer>>,
-    overlap: u64,
-    size: u64,
-}
 
 impl Pool {
     /// Makes `volume`, which nobody may have open, what the snapshot `id` shows. Its name, owner, mode and attributes stay.
@@ -83,7 +75,7 @@ impl Pool {
         }
         refuse_open(volume, doing)?;
         // Held so that nobody drops or adopts it before the record of the volume names it.
-        let _held = past.layer.as_ref().map(|layer| Pin::new(layer));
+        let _held = past.layer.as_ref().map(Layer::hold);
         let _switching = volume.switching().lock();
         let plain = match &*volume.gate().read() {
             State::Overlay(_) => None,
@@ -94,7 +86,7 @@ impl Pool {
         };
         match plain {
             None => self.rewind_overlay(volume, doing, past),
-            Some((_, Some(shared))) if past.is_all_of(&shared) => Ok(()),
+            Some((_, Some(shared))) if is_all_of(past, &shared) => Ok(()),
             Some((file, shared)) => self.rewind_plain(volume, doing, past, &file, shared.is_some()),
         }
     }
@@ -155,105 +147,31 @@ impl Pool {
                 .because("it has several names")
                 .remedy("clone the snapshot instead"));
         }
-        let prepared = self.prepare_past(volume, file, past)?;
+        let commit = |record| {
+            let _ops = self.ops.lock();
+            self.check_kept(volume, past.parent())?;
+            self.env.store.commit(vec![Change::Volume(record)])
+        };
+        let prepared = self.prepare_stub(volume, file, past, Changed::Now, &commit)?;
         let mut replace = |path: &Path| -> Result<FileKey> {
             let mut gate = volume.gate().write();
             refuse_open(volume, doing)?;
-            self.env.fs.rename(&prepared.temporary, path, Rename::Replace).context("replace file", path)?;
-            volume.set_path(path);
-            self.switch_to_overlay(volume, &mut gate, past.layer.as_ref(), &prepared);
-            if let State::Overlay(overlay) = &*gate {
-                *overlay.debts.directory.lock() = Some(path.parent().unwrap_or(Path::new("")).to_path_buf());
-            }
-            Ok(prepared.key)
+            self.put_in_place(volume, &mut gate, path, past.layer.as_ref(), &prepared)
         };
         match names.swap(volume.key(), Some(&volume.path()), &mut replace) {
-            Ok(Some(_)) => {
-                let debts = match &*volume.gate().read() {
-                    State::Overlay(overlay) => Some(overlay.debts.clone()),
-                    _ => None,
-                };
-                self.wake_background();
-                debts.map_or(Ok(()), |debts| sync_entry(self.env.fs.as_ref(), &debts.directory))
-            }
+            Ok(Some(_)) => self.settle_name(volume),
             other => {
-                self.take_back_stub(&prepared);
+                self.discard_stub(&prepared, None);
                 other.and(Err(Error::new(Kind::NotFound, doing).at(volume.path())))
             }
         }
     }
-
-    /// Makes a stub for what a plain file is to become, its link and its record, all durable.
-    fn prepare_past(&self, volume: &Volume, file: &FileRef, past: &Past) -> Result<Prepared> {
-        let (id, temporary, fs) = (new_id(), tmp_path(), &self.env.fs);
-        let pool = self.env.store.pool_id().ok_or_else(|| Error::new(Kind::Damaged, "roll back"))?;
-        let top = self.env.fresh_layer(new_id(), past.layer.clone(), past.size, past.overlap);
-        let made = (|| {
-            let stub = fs.open(&temporary, Open::CreateNew(0o600)).context("make stub", &temporary)?;
-            stub::describe(stub.as_ref(), id, past.size).context("write stub", &temporary)?;
-            stub::copy_attributes(file.as_ref(), stub.as_ref()).context("copy attributes to stub", volume.path())?;
-            let _ = stub.set_times(SetTime::Keep, SetTime::At(Timestamp::now()));
-            stub::mark(stub.as_ref(), pool, id)?;
-            fs.link(&temporary, &stub_path(id)).context("link stub", stub_path(id))?;
-            stub.sync_all().context("sync stub", &temporary)?;
-            fs.sync_dir(Path::new(STUBS)).context("sync stubs directory", STUBS)?;
-            let key = stub.stat().context("look at stub", &temporary)?.key;
-            let path = volume.path().to_string_lossy().into_owned();
-            let over = VolumeRecord::over(id, top.id, past.parent(), (past.overlap, past.size), path);
-            let record = VolumeRecord { source: true, ..over };
-            let commit = {
-                let _ops = self.ops.lock();
-                self.check_kept(volume, past.parent())?;
-                self.env.store.commit(vec![Change::Volume(record)])?
-            };
-            self.env.store.sync(commit)?;
-            Ok(Prepared { id, top, stub, key, temporary: temporary.clone(), commit })
-        })();
-        made.inspect_err(|_| {
-            let _ = fs.unlink(&temporary);
-            let _ = fs.unlink(&stub_path(id));
-        })
-    }
-
-    fn take_back_stub(&self, prepared: &Prepared) {
-        let _ = self.env.fs.unlink(&prepared.temporary);
-        let committed = {
-            let _ops = self.ops.lock();
-            self.env.store.commit(vec![Change::DropVolume(prepared.id)])
-        };
-        // A record that is still there after a crash must find its stub: the next start drops both.
-        if committed.and_then(|number| self.env.store.sync(number)).is_ok() {
-            let _ = self.env.fs.unlink(&stub_path(prepared.id));
-        }
-    }
 }
 
-impl Past {
-    fn parent(&self) -> Option<Id> {
-        self.layer.as_ref().map(|layer| layer.id)
-    }
-
-    /// Whether it is what a plain file that is read through `shared` is still.
-    fn is_all_of(&self, shared: &Layer) -> bool {
-        let all = self.size == shared.size() && self.overlap >= blocks(self.size);
-        all && self.parent() == Some(shared.id)
-    }
-}
-
-/// A layer that is held.
-struct Pin<'a>(&'a Layer);
-
-impl<'a> Pin<'a> {
-    fn new(layer: &'a Layer) -> Pin<'a> {
-        layer.pin();
-        Pin(layer)
-    }
-}
-
-impl Drop for Pin<'_> {
-    fn drop(&mut self) {
-        self.0.unpin();
-    }
+/// Whether that is what a plain file that is read through `shared` is still.
+fn is_all_of(past: &Past, shared: &Layer) -> bool {
+    let all = past.size == shared.size() && past.overlap >= blocks(past.size);
+    all && past.parent() == Some(shared.id)
 }
 
 fn refuse_open(volume: &Volume, doing: &'static str) -> Result<()> {

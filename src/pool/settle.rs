@@ -11,8 +11,8 @@ use crate::store::stub_path;
 use crate::units::Id;
 use crate::volume::{State, Volume};
 
-/// From this many volumes on, one sync of the whole filesystem is cheaper than one of each.
-const MANY: usize = 8;
+/// From this many files on, one sync of the whole filesystem is cheaper than one of each.
+pub(super) const MANY: usize = 8;
 
 /// An eighth of the descriptors that this process can have: a volume that is not durable holds up to three of them, for
 /// its stub, its data and its map.

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::group::Taken;
+use super::settle::MANY;
 use super::{Pool, stub};
 use crate::error::{Context, Error, Kind, Result};
 use crate::io::{FileKey, Open, Timestamp};
@@ -23,8 +24,6 @@ use crate::store::{DIR, SNAPSHOTS, STUBS, new_id, snapshot_path, stub_path};
 use crate::units::Id;
 use crate::volume::Volume;
 
-/// From this many on, one sync of the whole filesystem is cheaper than one of each.
-const MANY: usize = 8;
 /// Longest name of a file in bytes.
 const NAME_MAX: usize = 255;
 

@@ -7,14 +7,14 @@ use super::Env;
 use super::overlay::{read_segments, seek_segments};
 use crate::error::{Error, Result};
 use crate::io::Whence;
-use crate::layer::Layer;
 use crate::layer::resolve::{Segment, resolve};
+use crate::layer::{Hold, Layer};
 use crate::units::{BLOCK, blocks};
 
 /// The bytes a volume had at one moment.
 pub struct Pinned {
     env: Arc<Env>,
-    layer: Option<Arc<Layer>>,
+    layer: Option<Hold>,
     /// Blocks of `layer` that can be seen.
     visible: u64,
     size: u64,
@@ -23,14 +23,11 @@ pub struct Pinned {
 impl Pinned {
     /// The volume of `size` bytes over the frozen layer `layer`.
     pub fn new(env: Arc<Env>, layer: Option<Arc<Layer>>, visible: u64, size: u64) -> Pinned {
-        if let Some(layer) = &layer {
-            layer.pin();
-        }
-        Pinned { env, layer, visible, size }
+        Pinned { env, layer: layer.as_ref().map(Layer::hold), visible, size }
     }
 
     fn layout(&self, range: Range<u64>) -> Vec<Segment> {
-        resolve(self.layer.as_ref(), self.visible, range)
+        resolve(self.layer.as_deref(), self.visible, range)
     }
 
     /// Size in bytes at that moment.
@@ -60,9 +57,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        if let Some(layer) = &self.layer {
-            layer.unpin();
-        }
+        self.layer = None;
         if let Ok(hooks) = self.env.hooks() {
             hooks.wake();
         }
