@@ -232,6 +232,29 @@ fn blocks_are_shared_where_the_filesystem_can_unless_bytes_are_asked_for() {
     });
 }
 
+/// The last block was shared with a file that was longer than its volume, as a crash can leave it.
+#[test]
+fn what_a_crash_left_beyond_the_end_is_not_shared() {
+    on(&[Backing::Xfs, Backing::Btrfs], |pool| {
+        let mut bytes = noise(17, MIB + 100);
+        pool.write("base", &bytes);
+        pool.clone("base", "vm");
+        writable(&pool.at("vm")).write_all_at(&bytes, 0).unwrap();
+        pool.unmount();
+        let layers = fs::read_dir(pool.below(".clonefs/layers")).unwrap().map(|entry| entry.unwrap().path());
+        let own = layers.filter(|path| path.extension().is_some_and(|e| e == "data"));
+        let own = own.max_by_key(|path| fs::metadata(path).unwrap().modified().unwrap()).unwrap();
+        assert_eq!(fs::metadata(&own).unwrap().len(), bytes.len() as u64);
+        writable(&own).write_all_at(&[9; 3996], bytes.len() as u64).unwrap();
+        pool.mount("deepen=manual");
+        command(pool, &["clone", "--size", "2M", "vm", "larger"]).success();
+        bytes.resize(2 * MIB, 0);
+        assert!(pool.read("larger") == bytes);
+        pool.deepen("larger");
+        assert!(pool.read("larger") == bytes);
+    });
+}
+
 /// Starts to deepen `vm` slowly and waits until `percent` of it are there.
 fn deepen_to(pool: &Pool, percent: f64) {
     command(pool, &["deepen", "--physical", "--rate", "30M", "vm"]).success();

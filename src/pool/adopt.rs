@@ -125,7 +125,11 @@ impl Pool {
             return Ok(false);
         }
         self.forget_sums(parent)?;
-        parent.data_for_writing()?;
+        let (data, path) = (parent.data_for_writing()?, data_path(parent.file_id()));
+        // A failed write can have left bytes beyond its end, which would be the heir's.
+        if data.stat().context("look at layer data", &path)?.size > parent.size() {
+            data.set_len(parent.size()).context("set size", &path)?;
+        }
         // The heir can grow, shrink and be written to: it needs a map.
         parent.itemise();
         parent.open_map()?;

@@ -161,6 +161,7 @@ impl Pool {
         let top = &overlay.top;
         let overlap = top.overlap();
         if end > top.size() {
+            overlay.cut_leftovers()?;
             top.resize_data(end)?;
             top.set_size(end);
         }

@@ -148,7 +148,9 @@ impl Pool {
         Ok(match loaded {
             Ok(top) => {
                 let snapshot = record.is_some_and(|record| record.snapshot.is_some());
-                State::Overlay(Overlay { snapshot, ..Overlay::new(id, stub, top, Vec::new(), 0) })
+                let mut overlay = Overlay::new(id, stub, top, Vec::new(), 0);
+                overlay.snapshot = snapshot;
+                State::Overlay(overlay)
             }
             // An open-file limit or a lack of memory is not damage: the next attempt may do better.
             Err(error) if error.is_scarcity() => return Err(error),

@@ -168,9 +168,10 @@ impl Overlay {
         let Some(source) = layer.data()? else { return Ok(false) };
         layer.check_sound(range.start, range.end)?;
         let from = range.start * BLOCK;
-        // The last block of a source that ends within it can only be shared with a file that ends there too.
+        // The last block of a source that ends within it can only be shared with a file that ends there too. What its
+        // file has beyond is a write that a crash took back, and nobody's.
         let end = (range.end * BLOCK).min(self.top.size());
-        if end > source.stat().context("look at layer data", data_path(layer.file_id()))?.size {
+        if end > layer.size() || end > source.stat().context("look at layer data", data_path(layer.file_id()))?.size {
             return Ok(false);
         }
         let file = self.top.data_for_writing()?;

@@ -283,6 +283,13 @@ impl Volume {
             match &*gate {
                 State::Plain(plain) if plain.shared.is_some() => {}
                 State::Broken { why, .. } => return Err(Volume::broken(why)),
+                State::Overlay(overlay) if overlay.is_ragged() => {
+                    drop(gate);
+                    if let State::Overlay(overlay) = &*self.gate.write() {
+                        overlay.cut_leftovers()?;
+                    }
+                    continue;
+                }
                 state => {
                     let result = change(state);
                     drop(gate);

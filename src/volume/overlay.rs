@@ -37,6 +37,8 @@ pub struct Overlay {
     pub mtime_dirty: AtomicBool,
     /// Nothing was written to it since it was made empty: what is present is zeros. Then ranges can be shared into it.
     pub pristine: AtomicBool,
+    /// A write has failed, and perhaps left bytes beyond the end: were the volume to grow, they would show.
+    ragged: AtomicBool,
     /// Blocks being filled.
     pub ranges: Ranges,
 }
@@ -99,6 +101,7 @@ impl Overlay {
             snapshot: false,
             mtime_dirty: AtomicBool::new(false),
             pristine: AtomicBool::new(false),
+            ragged: AtomicBool::new(false),
             ranges: Ranges::default(),
         }
     }
@@ -178,7 +181,24 @@ impl Overlay {
 
     fn put(&self, file: &FileRef, offset: u64, data: &[u8], direct: bool) -> Result<()> {
         let written = if direct { file.write_direct(data, offset) } else { file.write_at(data, offset) };
+        if written.is_err() {
+            self.ragged.store(true, Ordering::Release);
+        }
         written.context("write layer data", crate::store::data_path(self.top.file_id()))
+    }
+
+    /// Whether what a failed write has left must go before anything changes.
+    pub fn is_ragged(&self) -> bool {
+        self.ragged.load(Ordering::Acquire)
+    }
+
+    /// Cuts it off. The caller excludes all other I/O.
+    pub fn cut_leftovers(&self) -> Result<()> {
+        if self.is_ragged() {
+            self.top.resize_data(self.top.size())?;
+            self.ragged.store(false, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Makes `[offset, end)` read as zeros, and gives the space back unless `keep`. Does not change the size.
@@ -258,6 +278,7 @@ impl Overlay {
             return Ok(());
         }
         self.mtime_dirty.store(true, Ordering::Release);
+        self.cut_leftovers()?;
         if size > old {
             self.top.resize_data(size)?;
             self.top.set_size(size);

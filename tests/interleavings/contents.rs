@@ -1,5 +1,9 @@
 //! What writes, truncates and punches leave in a volume.
 
+use std::sync::Arc;
+
+use clonefs::volume::Volume;
+
 use crate::hooks::Call;
 use crate::world::{BLOCK, World, filled, read};
 
@@ -88,4 +92,50 @@ fn bytes_beyond_the_end_never_show_in_a_larger_clone() {
     assert_eq!(clone.size().unwrap(), 100, "the append was never synced");
     let larger = world.clone_grown(&clone, "larger", BLOCK);
     assert!(read(&larger, 0, 4096) == [vec![2; 100], vec![0; 3996]].concat());
+}
+
+fn is_data(call: &Call<'_>) -> bool {
+    matches!(call, Call::Write(path) if path.extension().is_some_and(|e| e == "data"))
+}
+
+/// A clone of 100 bytes, all its own, that had an append which failed halfway.
+fn with_failed_append(world: &World) -> Arc<Volume> {
+    let source = world.create_with("source", &[1; 100]);
+    let clone = world.clone_of(&source, "clone");
+    clone.write(0, &[2; 100]).unwrap();
+    let torn = world.hooks.tear(is_data, libc::ENOSPC);
+    assert_eq!(clone.write(100, &[9; 3000]).unwrap_err().errno(), libc::ENOSPC);
+    torn.sprung();
+    assert_eq!(clone.size().unwrap(), 100);
+    clone
+}
+
+/// What had been written of it showed when the volume grew.
+#[test]
+fn nothing_of_an_append_that_failed_shows_later() {
+    let grow: [fn(&Arc<Volume>); 3] = [
+        |clone| clone.set_size(2 * BLOCK).unwrap(),
+        |clone| clone.write(BLOCK, &filled(1, 0)).unwrap(),
+        |clone| clone.allocate(0, 0, 2 * BLOCK).unwrap(),
+    ];
+    for grow in grow {
+        let world = World::new();
+        let clone = with_failed_append(&world);
+        grow(&clone);
+        assert!(read(&clone, 0, 8192) == [vec![2; 100], vec![0; 8092]].concat());
+    }
+}
+
+/// The heir is larger: what the file of the layer that it took over had beyond its end became the heir's.
+#[test]
+fn nothing_of_an_append_that_failed_is_adopted() {
+    let world = World::new();
+    let clone = with_failed_append(&world);
+    let heir = world.clone_grown(&clone, "heir", 2 * BLOCK);
+    drop(clone);
+    world.remove("clone");
+    let expect = [vec![2; 100], vec![0; 8092]].concat();
+    assert!(read(&heir, 0, 8192) == expect);
+    assert!(world.pool.adopt_parent(&heir, &|| false).unwrap());
+    assert!(read(&heir, 0, 8192) == expect);
 }

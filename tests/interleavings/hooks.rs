@@ -25,6 +25,18 @@ struct Armed {
     act: Box<dyn FnOnce() -> io::Result<()> + Send>,
 }
 
+/// What a torn write fails with.
+#[derive(Debug)]
+struct Torn(i32);
+
+impl std::fmt::Display for Torn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "torn, error {}", self.0)
+    }
+}
+
+impl std::error::Error for Torn {}
+
 /// Where traps are laid, one at a time.
 #[derive(Default)]
 pub struct Hooks {
@@ -52,6 +64,12 @@ impl Hooks {
     /// The first call that is `which` fails with `errno`.
     pub fn fail(self: &Arc<Self>, which: Which, errno: i32) -> Trap {
         self.arm(which, move || Err(io::Error::from_raw_os_error(errno)));
+        Trap { hooks: self.clone(), begun: Arc::default() }
+    }
+
+    /// The first write that is `which` writes half of its bytes and fails with `errno`.
+    pub fn tear(self: &Arc<Self>, which: Which, errno: i32) -> Trap {
+        self.arm(which, move || Err(io::Error::other(Torn(errno))));
         Trap { hooks: self.clone(), begun: Arc::default() }
     }
 
@@ -195,7 +213,11 @@ impl Fs for HookedFs {
 
 impl File for HookedFile {
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        self.hooks.call(Call::Write(&self.path))?;
+        if let Err(error) = self.hooks.call(Call::Write(&self.path)) {
+            let Some(Torn(errno)) = error.get_ref().and_then(|cause| cause.downcast_ref()) else { return Err(error) };
+            self.file.write_at(&data[..data.len() / 2], offset)?;
+            return Err(io::Error::from_raw_os_error(*errno));
+        }
         self.file.write_at(data, offset)
     }
     fn allocate(&self, mode: i32, offset: u64, len: u64) -> io::Result<()> {
