@@ -125,15 +125,15 @@ impl Overlay {
         let range = range.start..range.end.min(range.start + PIECE);
         let end = (range.end * BLOCK).min(self.top.size());
         let len = (end - start) as usize;
-        ROOM.with_borrow_mut(|room| {
-            let bytes = aligned(room, len);
-            layer.read(start, bytes)?;
-            // The disk reads what comes next while this is written.
-            if let Some(data) = &data {
-                data.will_need(end + AHEAD * BLOCK, PIECE * BLOCK);
-            }
-            self.put_filled(start, bytes)
-        })?;
+        let mut room = ROOM.take();
+        let bytes = aligned(&mut room, len);
+        layer.read(start, bytes)?;
+        // The disk reads what comes next while this is written.
+        if let Some(data) = &data {
+            data.will_need(end + AHEAD * BLOCK, PIECE * BLOCK);
+        }
+        self.put_filled(start, bytes)?;
+        ROOM.set(room);
         *copied += len as u64;
         self.top.mark(range.start, range.end);
         Ok(range.end)
