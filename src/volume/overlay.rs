@@ -223,7 +223,10 @@ impl Overlay {
         self.mtime_dirty.store(true, Ordering::Release);
         let file = self.top.data_for_writing()?;
         let _held = self.ranges.lock(first..last);
-        let (at, len) = (first * BLOCK, (last - first) * BLOCK);
+        // What lies behind the end of the volume, in the same block, can be somebody's who appends there just now; not
+        // while it is absent, as then they need the range.
+        let stop = if self.top.has(last - 1) { end.min(last * BLOCK) } else { last * BLOCK };
+        let (at, len) = (first * BLOCK, stop - first * BLOCK);
         self.top.touch(first, last);
         let zeroed = if keep {
             let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;

@@ -139,3 +139,24 @@ fn nothing_of_an_append_that_failed_is_adopted() {
     assert!(world.pool.adopt_parent(&heir, &|| false).unwrap());
     assert!(read(&heir, 0, 8192) == expect);
 }
+
+/// The last block was punched as a whole, as nothing was behind the end when that was looked at.
+#[test]
+fn an_append_that_meets_a_punch_up_to_the_end_stays() {
+    for (mode, own) in
+        [(libc::FALLOC_FL_PUNCH_HOLE, true), (libc::FALLOC_FL_PUNCH_HOLE, false), (libc::FALLOC_FL_ZERO_RANGE, true)]
+    {
+        let world = World::new();
+        let source = world.create_with("source", &[1; 100]);
+        let clone = world.clone_of(&source, "clone");
+        if own {
+            clone.write(0, &[2; 100]).unwrap();
+        }
+        let other = clone.clone();
+        let append = move || other.write(100, &[3; 50]).unwrap();
+        let append = world.hooks.meanwhile(|call| matches!(call, Call::Allocate(_)), append);
+        clone.allocate(mode | libc::FALLOC_FL_KEEP_SIZE, 0, 100).unwrap();
+        append.sprung();
+        assert!(read(&clone, 0, 4096) == [vec![0; 100], vec![3; 50]].concat(), "{mode:#x} {own}");
+    }
+}
