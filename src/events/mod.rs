@@ -25,6 +25,8 @@ use log::Log;
 const MOST_WAITING: usize = 4096;
 /// How soon what was written is durable, and what could not be written is tried again.
 const PAUSE: Duration = Duration::from_secs(5);
+/// Longest that a reader waits for what is not written yet.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -177,6 +179,8 @@ impl Event {
 struct Queue {
     waiting: VecDeque<Event>,
     lost: u64,
+    /// Some were taken from the queue and are not written yet.
+    writing: bool,
     stopping: bool,
 }
 
@@ -184,6 +188,8 @@ struct Queue {
 struct Shared {
     queue: Mutex<Queue>,
     more: Condvar,
+    /// What was taken was written, or put back.
+    written: Condvar,
     counts: [AtomicU64; What::ALL.len()],
 }
 
@@ -221,6 +227,20 @@ impl Events {
         Ok(())
     }
 
+    /// Waits, not for long, until what was told before this call can be read from the log.
+    pub fn settle(&self) {
+        if self.thread.lock().is_none() {
+            return;
+        }
+        let until = Instant::now() + PATIENCE;
+        let mut queue = self.shared.queue.lock();
+        while queue.writing || !queue.waiting.is_empty() {
+            if self.shared.written.wait_until(&mut queue, until).timed_out() {
+                break;
+            }
+        }
+    }
+
     /// Writes down what there is, if that can be done, and stops.
     pub fn stop(&self) {
         self.shared.queue.lock().stopping = true;
@@ -253,6 +273,8 @@ impl Shared {
             let stopping = self.wait(failing);
             let (batch, lost) = self.take();
             failing = !batch.is_empty() && !self.append(&mut log, batch, lost);
+            self.queue.lock().writing = false;
+            self.written.notify_all();
             if stopping || synced.elapsed() >= PAUSE {
                 log.sync();
                 synced = Instant::now();
@@ -277,6 +299,7 @@ impl Shared {
 
     fn take(&self) -> (Vec<Event>, u64) {
         let mut queue = self.queue.lock();
+        queue.writing = !queue.waiting.is_empty();
         (queue.waiting.drain(..).collect(), std::mem::take(&mut queue.lost))
     }
 
@@ -331,11 +354,12 @@ mod tests {
             events.tell(Event::new(What::Cloned, "a").from("b"));
         }
         events.tell(Event::new(What::Failed, "a").because("no reason"));
-        events.stop();
+        events.settle();
         let found = written(fs.as_ref());
         assert_eq!((found[0].event, found[0].uid, found[0].pid), (What::Cloned, Some(7), Some(99)));
         assert_eq!((found[1].uid, found[1].why.as_deref()), (None, Some("no reason")));
         assert_eq!((events.count(What::Cloned), events.count(What::Deleted)), (1, 0));
+        events.stop();
     }
 
     #[test]

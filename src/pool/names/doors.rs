@@ -231,6 +231,7 @@ impl NameTree {
     fn read_events(&self, name: &str, caller: &Caller) -> Result<Vec<u8>> {
         let place = name.strip_prefix(door::EVENTS).and_then(|rest| rest.strip_prefix('.'));
         let from = place.map_or(Ok(Cursor::default()), str::parse)?;
+        self.pool.events().settle();
         let mut page = log::read(self.fs.as_ref(), from)?;
         if !caller.is_administrator() {
             page.events.retain(|event| event.uid == Some(caller.uid));
