@@ -14,6 +14,8 @@ pub enum Edit {
     Write(u64, usize),
     /// A hole, of bytes from an offset.
     Punch(u64, u64),
+    /// Zeros, of bytes from an offset, that keep their space.
+    Zero(u64, u64),
     /// Another size.
     Resize(u64),
 }
@@ -75,7 +77,7 @@ impl History {
                 bytes.resize(bytes.len().max(end), 0);
                 bytes[offset as usize..end].copy_from_slice(&data);
             }
-            Edit::Punch(offset, len) => {
+            Edit::Punch(offset, len) | Edit::Zero(offset, len) => {
                 let size = bytes.len();
                 bytes[size.min(offset as usize)..size.min((offset + len) as usize)].fill(0);
             }

@@ -257,3 +257,69 @@ fn other(subject: Subject, scene: Arc<Scene>, name: u8) -> shuttle::thread::Join
         _ => drop(scene.take(&subject, name, false)),
     })
 }
+
+/// Several writers of one file, each with bytes of its own: what one writes is not lost because another one has to do
+/// with the same block, or with the end of the file.
+#[test]
+fn neighbours_in_one_block() {
+    search(|| {
+        let (scene, base) = Scene::new();
+        let heir = scene.overlay(&base, 1);
+        if thread_rng().gen_bool(0.5) {
+            heir.edit(Edit::Write(SIZE as u64 - 3000, 3000));
+        }
+        let subject = if thread_rng().gen_bool(0.5) {
+            drop(base);
+            scene.remove(0);
+            heir
+        } else if thread_rng().gen_bool(0.3) {
+            base
+        } else {
+            heir
+        };
+        let cut = match thread_rng().gen_range(0..3) {
+            0 => SIZE as u64,
+            1 => thread_rng().gen_range(1..SIZE as u64),
+            _ => SIZE as u64 / BLOCK * BLOCK + thread_rng().gen_range(0..BLOCK),
+        };
+        let next = cut + thread_rng().gen_range(1..3000);
+        let places = [cut.saturating_sub(6000)..cut, cut..next, next..next + 5000];
+        let mut threads: Vec<_> = places.map(|place| neighbour(subject.clone(), place)).into_iter().collect();
+        threads.push(bystander(subject.clone(), scene.clone()));
+        drop(subject);
+        join(threads);
+        scene.judge_contents();
+    });
+    assert!(ADOPTED.get() > 0 && FINISHED.get() > 0);
+}
+
+/// The only writer of these bytes.
+fn neighbour(subject: Subject, place: std::ops::Range<u64>) -> shuttle::thread::JoinHandle<()> {
+    start(move || {
+        for _ in 0..2 {
+            let mut random = thread_rng();
+            let at = if random.gen_bool(0.5) { place.start } else { random.gen_range(place.clone()) };
+            let len = if random.gen_bool(0.5) { place.end - at } else { random.gen_range(1..=place.end - at) };
+            subject.edit(match random.gen_range(0..5) {
+                0 => Edit::Punch(at, len),
+                1 => Edit::Zero(at, len),
+                _ => Edit::Write(at, len as usize),
+            });
+        }
+    })
+}
+
+/// What goes on in the background, and a clone that goes again.
+fn bystander(subject: Subject, scene: Arc<Scene>) -> shuttle::thread::JoinHandle<()> {
+    let what = thread_rng().gen_range(0..5);
+    start(move || match what {
+        0 => scene.pool.flush().unwrap(),
+        1 => scene.deepen(&subject.volume, 5),
+        2 => scene.adopt(&subject.volume),
+        3 => {
+            drop(scene.take(&subject, 2, false));
+            scene.remove(2);
+        }
+        _ => {}
+    })
+}
