@@ -50,6 +50,9 @@ pub struct Args {
     /// The results as JSON.
     #[arg(long)]
     pub json: bool,
+    /// Also write the results as a page of HTML with plots; a file that is not there yet.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
     /// Show the rows and end.
     #[arg(long)]
     pub list: bool,
@@ -81,7 +84,7 @@ impl Args {
                 seconds: 0.1,
                 size: 16 << 20,
                 extents: 100,
-                depth: 5,
+                depth: 10,
                 clones: 20,
                 repeats: 3,
             };

@@ -5,10 +5,14 @@
 
 mod args;
 mod bench;
+mod curve;
 mod disk;
 mod failure;
 mod file;
 mod fio;
+mod html;
+mod page;
+mod plot;
 mod pool;
 mod qsd;
 mod report;
@@ -24,6 +28,7 @@ use clap::Parser;
 use args::Args;
 use bench::Bench;
 use failure::Failure;
+use page::Page;
 use report::Report;
 
 fn main() -> ExitCode {
@@ -58,6 +63,7 @@ fn main() -> ExitCode {
 /// All rows that were asked for. What cannot run here is named before the first begins.
 fn measure(args: &Args) -> Result<Report, Failure> {
     let chosen = rows::chosen(&args.rows)?;
+    let page = args.report.as_deref().map(Page::new).transpose()?;
     let bench = Bench::new(args)?;
     let mut report = Report::new(&bench);
     let mut able = Vec::new();
@@ -75,7 +81,7 @@ fn measure(args: &Args) -> Result<Report, Failure> {
     for row in able {
         bench.say(&format!("{}: {}", row.name, row.about));
         match (row.run)(&bench) {
-            Ok(tables) => report.add(tables),
+            Ok(found) => report.add(found),
             Err(Failure::Stopped) => return Err(Failure::Stopped),
             // One row that fails does not take the others along.
             Err(failure) => {
@@ -83,6 +89,9 @@ fn measure(args: &Args) -> Result<Report, Failure> {
                 report.not_run(row.name, &format!("failed: {failure}"));
             }
         }
+    }
+    if let Some(page) = page {
+        page.keep(&html::page(&report)?)?;
     }
     Ok(report)
 }

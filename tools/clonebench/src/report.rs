@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::bench::Bench;
+use crate::curve::Curve;
 use crate::rounds::{Series, median, quantile, ratio};
 
 /// Where the bar is.
@@ -55,6 +56,16 @@ impl Verdict {
         };
         Verdict { name: name.into(), value, bar, met }
     }
+
+    /// The bar and whether it is met, in words; nothing if there is none.
+    pub fn bar(&self) -> String {
+        let met = if self.met == Some(true) { "met" } else { "MISSED" };
+        match self.bar {
+            Bar::AtLeast(least) => format!("at least {}: {met}", number(least)),
+            Bar::AtMost(most) => format!("at most {}: {met}", number(most)),
+            Bar::None => String::new(),
+        }
+    }
 }
 
 impl Table {
@@ -89,11 +100,28 @@ impl Table {
     }
 }
 
+/// What a row has found.
+#[derive(Default)]
+pub struct Found {
+    /// Measurements.
+    pub tables: Vec<Table>,
+    /// How figures change with something.
+    pub curves: Vec<Curve>,
+}
+
+impl From<Vec<Table>> for Found {
+    fn from(tables: Vec<Table>) -> Found {
+        Found { tables, curves: Vec::new() }
+    }
+}
+
 /// A row that was not measured.
 #[derive(Debug, Serialize)]
-struct NotRun {
-    row: String,
-    why: String,
+pub struct NotRun {
+    /// The row.
+    pub row: String,
+    /// Why.
+    pub why: String,
 }
 
 /// Everything.
@@ -106,8 +134,12 @@ pub struct Report {
     rounds: u32,
     seconds: f64,
     size: u64,
-    tables: Vec<Table>,
-    not_run: Vec<NotRun>,
+    /// The measurements.
+    pub tables: Vec<Table>,
+    /// What is plotted.
+    pub curves: Vec<Curve>,
+    /// What was not measured.
+    pub not_run: Vec<NotRun>,
 }
 
 impl Report {
@@ -123,13 +155,15 @@ impl Report {
             seconds: settings.seconds,
             size: settings.size,
             tables: Vec::new(),
+            curves: Vec::new(),
             not_run: Vec::new(),
         }
     }
 
     /// Adds what a row has measured.
-    pub fn add(&mut self, tables: Vec<Table>) {
-        self.tables.extend(tables);
+    pub fn add(&mut self, found: Found) {
+        self.tables.extend(found.tables);
+        self.curves.extend(found.curves);
     }
 
     /// Adds a row that was not measured.
@@ -143,12 +177,15 @@ impl Report {
         serde_json::to_string_pretty(self).unwrap_or_default()
     }
 
+    /// Where this was measured.
+    pub fn headline(&self) -> String {
+        let Report { machine, kernel, filesystem, rounds, .. } = self;
+        format!("{machine}, Linux {kernel}, {filesystem}; medians of {rounds} rounds")
+    }
+
     /// As text.
     pub fn text(&self) -> String {
-        let mut text = format!(
-            "{}, Linux {}, {}; medians of {} rounds\n",
-            self.machine, self.kernel, self.filesystem, self.rounds
-        );
+        let mut text = format!("{}\n", self.headline());
         for table in &self.tables {
             text += &format!("\n{} ({})\n    {}\n", table.name, table.unit, table.how);
             for series in &table.series {
@@ -160,6 +197,9 @@ impl Report {
                 text += &line(verdict);
             }
         }
+        for curve in &self.curves {
+            text += &curve.text();
+        }
         for row in &self.not_run {
             text += &format!("\n{}: not run: {}\n", row.row, row.why);
         }
@@ -168,21 +208,13 @@ impl Report {
 }
 
 fn line(verdict: &Verdict) -> String {
-    let bar = match verdict.bar {
-        Bar::AtLeast(least) => format!("   at least {}", number(least)),
-        Bar::AtMost(most) => format!("   at most {}", number(most)),
-        Bar::None => String::new(),
-    };
-    let met = match verdict.met {
-        Some(true) => ": met",
-        Some(false) => ": MISSED",
-        None => "",
-    };
-    format!("    = {:<32} {:>10}{bar}{met}\n", verdict.name, number(verdict.value))
+    let bar = verdict.bar();
+    let gap = if bar.is_empty() { "" } else { "   " };
+    format!("    = {:<32} {:>10}{gap}{bar}\n", verdict.name, number(verdict.value))
 }
 
 /// A number with as many digits as mean something.
-fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
         v if v >= 100.0 => format!("{value:.0}"),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use quick_xml::events::Event;
 use serde_json::Value;
 
 /// A directory with a file of the user's in it.
@@ -103,7 +104,10 @@ fn every_row_measures_something_and_leaves_nothing() {
         return;
     }
     let memory = Memory::new();
-    let done = clonebench(memory.0.path(), &["--quick", "--json"]).output().unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let page = elsewhere.path().join("report.html");
+    let words = ["--quick", "--json", "--report", page.to_str().unwrap()];
+    let done = clonebench(memory.0.path(), &words).output().unwrap();
     assert!(done.status.success(), "{}", text(&done));
     let report: Value = serde_json::from_slice(&done.stdout).unwrap();
     assert_eq!(report["not_run"], Value::Array(Vec::new()), "{}", text(&done));
@@ -122,7 +126,45 @@ fn every_row_measures_something_and_leaves_nothing() {
     for peer in ["qcow2 over FUSE", "reflink-xfs", "reflink-btrfs", "cp", "rsync", "qemu-convert"] {
         assert!(String::from_utf8_lossy(&done.stdout).contains(&format!("\"name\": \"{peer}\"")), "{peer}");
     }
+    assert_shows(&std::fs::read_to_string(&page).unwrap(), &report);
     assert_untouched(memory.0.path());
+}
+
+/// The page is well-formed, and has a plot with all points of each curve, and each table.
+fn assert_shows(page: &str, report: &Value) {
+    let (mut plots, mut dots, mut headings) = (Vec::new(), 0, Vec::new());
+    let mut reader = quick_xml::Reader::from_str(page);
+    let mut inside = Vec::new();
+    loop {
+        match reader.read_event().unwrap() {
+            Event::Start(tag) => inside.push(tag.name().as_ref().to_owned()),
+            Event::End(tag) => {
+                inside.pop();
+                if tag.name().as_ref() == "svg" {
+                    plots.push(std::mem::take(&mut dots));
+                }
+            }
+            Event::Empty(tag) if tag.name().as_ref() == "circle" => dots += 1,
+            Event::Text(text) if inside.last().is_some_and(|tag| tag == "h2") => {
+                headings.push(text.into_inner().into_owned());
+            }
+            Event::Eof => break,
+            _ => {}
+        }
+    }
+    assert_eq!(inside, Vec::<String>::new());
+    let array = |value: &Value| value.as_array().unwrap().clone();
+    let curves = array(&report["curves"]);
+    assert_eq!(curves.len(), 5, "size, fragmentation, depth twice, number");
+    // One more dot for each name beside the plot.
+    let lines = |curve: &Value| array(&curve["lines"]);
+    let points = |curve| lines(curve).iter().map(|line| array(&line["points"]).len() + 1).sum::<usize>();
+    assert_eq!(plots, curves.iter().map(points).collect::<Vec<usize>>());
+    let places = |curve| lines(curve).iter().map(|line| array(&line["points"]).len()).max().unwrap();
+    assert!(curves.iter().all(|curve| places(curve) > 1), "{curves:?}");
+    let tables = array(&report["tables"]);
+    let names = curves.iter().chain(&tables).map(|one| one["name"].as_str().unwrap());
+    assert_eq!(headings, names.collect::<Vec<_>>());
 }
 
 #[test]
@@ -159,6 +201,8 @@ fn what_cannot_be_measured_is_refused_in_one_line() {
     fails(dir.path(), &["--rows", "io,speed"], "there is no row \"speed\"");
     fails(dir.path(), &["--methods", "magic"], "there is no method \"magic\"");
     fails(dir.path(), &["--size", "7"], "at least 16M");
+    fails(dir.path(), &["--report", "/no/such/place.html"], "No such file or directory");
+    fails(dir.path(), &["--report", dir.path().join("mine").to_str().unwrap()], "is there already");
     fails(dir.path(), &["--clonefs", "/no/such/program"], "is no program");
     if ready() {
         fails(dir.path(), &["--size", "1000T"], "not enough space");

@@ -13,7 +13,7 @@ use crate::file;
 use crate::pool::{Pool, copy_file_range, reflink};
 use crate::qsd::create_linked;
 use crate::report::{Bar, Table, Verdict};
-use crate::rounds::{Contender, median, rounds};
+use crate::rounds::{Contender, Series, median, rounds};
 use crate::run;
 
 /// Ways to clone, as `--methods` takes them.
@@ -42,11 +42,11 @@ pub fn check_methods(names: &[String]) -> Outcome<()> {
 }
 
 /// An image everywhere that it is cloned from.
-struct Image<'a> {
+pub(super) struct Image<'a> {
     pool: &'a Pool<'a>,
     disks: &'a [(&'static str, Disk)],
     native: PathBuf,
-    name: &'static str,
+    name: String,
     next: Cell<u32>,
 }
 
@@ -55,16 +55,7 @@ pub fn run(bench: &Bench) -> Outcome<Vec<Table>> {
     let pool = Pool::new(bench, area.path())?;
     let settings = bench.settings;
     let room = settings.size * 2 + settings.extents * 8192 * 2 + (1 << 30);
-    let mut disks = Vec::new();
-    for kind in ["xfs", "btrfs"] {
-        if !wanted(bench, &format!("reflink-{kind}")) {
-            continue;
-        }
-        match Disk::missing(kind) {
-            Some(why) => bench.say(&format!("clone: without {kind}: {why}")),
-            None => disks.push((kind, Disk::new(area.path(), kind, room)?)),
-        }
-    }
+    let disks = disks(bench, area.path(), room)?;
     let mut tables = Vec::new();
     let natively = area.make_dir("native")?;
     for (name, what) in [("whole", "an image in one piece"), ("fragmented", "a fragmented image")] {
@@ -73,12 +64,7 @@ pub fn run(bench: &Bench) -> Outcome<Vec<Table>> {
             "whole" => file::full(path, settings.size, 13),
             _ => file::fragmented(path, settings.extents),
         };
-        let image = Image { pool: &pool, disks: &disks, native: natively.join(name), name, next: Cell::new(0) };
-        make(&pool.at(name))?;
-        make(&image.native)?;
-        for (_, disk) in &disks {
-            make(&disk.root().join(name))?;
-        }
+        let image = Image::new(&pool, &disks, natively.join(name), name, make)?;
         tables.push(image.measure(bench, what)?);
     }
     tables.push(beside_a_sync(bench, &pool, &natively)?);
@@ -89,18 +75,61 @@ pub fn run(bench: &Bench) -> Outcome<Vec<Table>> {
     Ok(tables)
 }
 
+/// Filesystems with reflinks, those that can be made here.
+pub(super) fn disks(bench: &Bench, dir: &Path, room: u64) -> Outcome<Vec<(&'static str, Disk)>> {
+    let mut disks = Vec::new();
+    for kind in ["xfs", "btrfs"] {
+        if !wanted(bench, &format!("reflink-{kind}")) {
+            continue;
+        }
+        match Disk::missing(kind) {
+            Some(why) => bench.say(&format!("without {kind}: {why}")),
+            None => disks.push((kind, Disk::new(dir, kind, room)?)),
+        }
+    }
+    Ok(disks)
+}
+
 fn wanted(bench: &Bench, method: &str) -> bool {
     bench.methods.is_empty() || bench.methods.iter().any(|name| name == method)
 }
 
-impl Image<'_> {
-    fn measure(&self, bench: &Bench, what: &str) -> Outcome<Table> {
-        let methods: Vec<&str> = METHODS.iter().copied().filter(|method| wanted(bench, method)).collect();
-        let able = methods.into_iter().filter(|method| self.able(bench, method));
+impl<'a> Image<'a> {
+    /// Makes the image in the pool, beside it at `native`, and on each of the disks.
+    pub(super) fn new(
+        pool: &'a Pool,
+        disks: &'a [(&'static str, Disk)],
+        native: PathBuf,
+        name: &str,
+        make: impl Fn(&Path) -> Outcome<()>,
+    ) -> Outcome<Image<'a>> {
+        make(&pool.at(name))?;
+        make(&native)?;
+        for (_, disk) in disks {
+            make(&disk.root().join(name))?;
+        }
+        Ok(Image { pool, disks, native, name: name.to_owned(), next: Cell::new(0) })
+    }
+
+    /// Removes it everywhere.
+    pub(super) fn remove(self) -> Outcome<()> {
+        file::remove(&self.pool.at(&self.name))?;
+        file::remove(&self.native)?;
+        self.disks.iter().try_for_each(|(_, disk)| file::remove(&disk.root().join(&self.name)))
+    }
+
+    /// Times of a clone in milliseconds: those of `methods` that were asked for and can be gone here.
+    pub(super) fn times(&self, bench: &Bench, what: &str, methods: &[&'static str]) -> Outcome<Vec<Series>> {
+        let methods = methods.iter().copied().filter(|method| wanted(bench, method));
+        let able = methods.filter(|method| self.able(bench, method));
         let contenders = able.map(|method| -> Contender { (method, Box::new(move || self.often(bench, method))) });
-        let series = rounds(bench, &format!("clones of {what}"), contenders.collect())?;
+        rounds(bench, what, contenders.collect())
+    }
+
+    fn measure(&self, bench: &Bench, what: &str) -> Outcome<Table> {
+        let series = self.times(bench, &format!("clones of {what}"), METHODS)?;
         let settings = bench.settings;
-        let how = match self.name {
+        let how = match self.name.as_str() {
             "whole" => format!("{} bytes of data; each figure is the median of several", settings.size),
             _ => format!("{} blocks with holes between them; each figure is the median of several", settings.extents),
         };
@@ -121,7 +150,7 @@ impl Image<'_> {
             _ => None,
         };
         if let Some(why) = &missing {
-            bench.say(&format!("clone: without {method}: {why}"));
+            bench.say(&format!("without {method}: {why}"));
         }
         missing.is_none()
     }
@@ -142,15 +171,15 @@ impl Image<'_> {
         let to = format!("{}-{}", self.name, self.next.get());
         let native = self.native.with_file_name(&to);
         let (took, made) = match method {
-            "clonefs" => (self.pool.clone(self.name, &to)?, self.pool.at(&to)),
-            "clonefs-durable" => (self.pool.clone_durable(self.name, &to)?, self.pool.at(&to)),
-            "clonefs-ioctl" => (self.pool.clone_by_ioctl(self.name, &to)?, self.pool.at(&to)),
+            "clonefs" => (self.pool.clone(&self.name, &to)?, self.pool.at(&to)),
+            "clonefs-durable" => (self.pool.clone_durable(&self.name, &to)?, self.pool.at(&to)),
+            "clonefs-ioctl" => (self.pool.clone_by_ioctl(&self.name, &to)?, self.pool.at(&to)),
             "clonefs-copy-file-range" => {
-                (copy_file_range(&self.pool.at(self.name), &self.pool.at(&to))?, self.pool.at(&to))
+                (copy_file_range(&self.pool.at(&self.name), &self.pool.at(&to))?, self.pool.at(&to))
             }
             "clonefs-command" => {
                 let mut command = Command::new(&bench.clonefs);
-                command.arg("clone").arg(self.pool.at(self.name)).arg(self.pool.at(&to));
+                command.arg("clone").arg(self.pool.at(&self.name)).arg(self.pool.at(&to));
                 (run::output(&mut command)?.1, self.pool.at(&to))
             }
             "cp" => (run::output(run::command("cp").arg(&self.native).arg(&native))?.1, native),
@@ -179,7 +208,7 @@ impl Image<'_> {
         let disk = self.disks.iter().find(|(kind, _)| method.ends_with(kind));
         let (_, disk) = disk.ok_or_else(|| Failure::line(format!("{method}: there is no such filesystem")))?;
         let made = disk.root().join(to);
-        Ok((reflink(&disk.root().join(self.name), &made)?, made))
+        Ok((reflink(&disk.root().join(&self.name), &made)?, made))
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod clone;
+mod curves;
 mod deepen;
 mod depth;
 mod fresh;
@@ -12,7 +13,7 @@ mod stall;
 use crate::args::Args;
 use crate::bench::{Bench, no_fuse};
 use crate::failure::{Failure, Outcome};
-use crate::report::Table;
+use crate::report::Found;
 use crate::run;
 
 /// A row.
@@ -26,7 +27,7 @@ pub struct Row {
     /// Bytes it takes on the disk, at most.
     pub space: fn(&Args) -> u64,
     /// Measures it.
-    pub run: fn(&Bench) -> Outcome<Vec<Table>>,
+    pub run: fn(&Bench) -> Outcome<Found>,
 }
 
 /// For metadata, tails and what filesystems take for themselves.
@@ -51,56 +52,63 @@ pub const ALL: &[Row] = &[
         about: "an independent volume through the mount beside the same file without it",
         missing: with_fio,
         space: |args| images(args, 2),
-        run: io::run,
+        run: |bench| io::run(bench).map(Found::from),
     },
     Row {
         name: "fresh",
         about: "a new clone: first writes and reads of the parent, beside a sparse file and a qcow2 linked clone",
         missing: with_fio,
         space: |args| images(args, 4),
-        run: fresh::run,
+        run: |bench| fresh::run(bench).map(Found::from),
     },
     Row {
         name: "depth",
         about: "reads through many layers beside reads through one",
         missing: with_fio,
         space: |args| images(args, 2),
-        run: depth::run,
+        run: |bench| depth::run(bench).map(Found::from),
     },
     Row {
         name: "clone",
         about: "how long a clone takes, each way, of an image in one piece and of a fragmented one",
         missing: with_fuse,
         space: |args| images(args, 6) + args.settled().extents * 8192 * 4,
-        run: clone::run,
+        run: |bench| clone::run(bench).map(Found::from),
     },
     Row {
         name: "many",
         about: "many clones of one image, one after another: clones a second, and the last beside the first",
         missing: with_fuse,
         space: |args| images(args, 1),
-        run: many::run,
+        run: |bench| many::run(bench).map(Found::from),
     },
     Row {
         name: "stall",
         about: "the longest write of a source while it is cloned again and again",
         missing: with_fuse,
         space: |args| images(args, 3),
-        run: stall::run,
+        run: |bench| stall::run(bench).map(Found::from),
     },
     Row {
         name: "deepen",
         about: "deepening beside cp --sparse=always, and what it does to another volume",
         missing: with_fio,
         space: |args| images(args, 6),
-        run: deepen::run,
+        run: |bench| deepen::run(bench).map(Found::from),
     },
     Row {
         name: "cache",
         about: "32 clones of one image read in full: bytes that come from the disk",
         missing: with_fuse,
         space: |args| images(args, 1),
-        run: cache::run,
+        run: |bench| cache::run(bench).map(Found::from),
+    },
+    Row {
+        name: "curves",
+        about: "what a clone costs against size, fragmentation, depth and number of clones, for the plots of --report",
+        missing: with_fio,
+        space: |args| images(args, 6) + args.settled().extents * 8192 * 4,
+        run: curves::run,
     },
 ];
 
