@@ -19,7 +19,7 @@ use crate::store::{SNAPSHOTS, data_path, new_id, stub_path};
 use crate::units::{Id, MAX_VOLUME, blocks};
 use crate::volume::overlay::Overlay;
 use crate::volume::plain::Plain;
-use crate::volume::{Hooks, Pinned, State, Volume};
+use crate::volume::{Hooks, Pinned, State, Volume, both_gates};
 
 /// A moment of a volume, ready to be read by others once `changes` are committed.
 pub(super) struct Moment {
@@ -99,14 +99,7 @@ impl Pool {
         // The next write would have to wait for the freeze, and for its syncs: have them behind us.
         let _held = if source.writers() > 0 { self.freeze_open(source)? } else { None };
         self.flush_cached(source);
-        let (mut source_gate, mut target_gate);
-        if source.serial < target.serial {
-            source_gate = source.gate().write();
-            target_gate = target.gate().write();
-        } else {
-            target_gate = target.gate().write();
-            source_gate = source.gate().write();
-        }
+        let (mut source_gate, mut target_gate) = both_gates(source, target);
         let empty = check_target(target, &target_gate, 1)?;
         let Some(moment) = self.moment(source, &mut source_gate)? else {
             if options.no_copy {

@@ -7,7 +7,7 @@ use super::{CloneOptions, Pool};
 use crate::error::{Context, Error, Kind, Result};
 use crate::io::{File, Whence};
 use crate::units::{BLOCK, MAX_VOLUME, blocks};
-use crate::volume::{State, Volume};
+use crate::volume::{State, Volume, both_gates};
 
 /// Ranges below this are copied: it is quicker, and the copy needs no other file.
 const SHARE_MIN: u64 = 128 << 10;
@@ -131,14 +131,7 @@ impl Pool {
     /// Shares one more range into an overlay that holds nothing but shared ranges and zeros.
     fn share_more(&self, source: &Arc<Volume>, target: &Arc<Volume>, from: u64, len: u64) -> Result<u64> {
         self.flush_cached(source);
-        let (mut source_gate, target_gate);
-        if source.serial < target.serial {
-            source_gate = source.gate().write();
-            target_gate = target.gate().write();
-        } else {
-            target_gate = target.gate().write();
-            source_gate = source.gate().write();
-        }
+        let (mut source_gate, target_gate) = both_gates(source, target);
         let State::Overlay(overlay) = &*target_gate else { return Ok(0) };
         let Some(parent) = overlay.top.parent().filter(|_| overlay.pristine.load(Ordering::Acquire)) else {
             return Ok(0);

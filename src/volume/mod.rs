@@ -14,7 +14,7 @@ use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 
-use crate::sync::{Mutex, RwLock};
+use crate::sync::{Mutex, RwLock, RwLockWriteGuard};
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::io::{FileKey, FileRef, Fs, SetTime, Timestamp, Whence};
@@ -122,6 +122,20 @@ pub struct Volume {
 /// Shorter writes go through the page cache also for who asks for direct ones: where the file has a hole, the filesystem
 /// lets direct writes go only one after another, and each waits for the disk.
 const DIRECT_WRITE: usize = 64 << 10;
+
+/// Holds both gates exclusively. Gates are always taken in the order of their volumes' serials.
+pub fn both_gates<'a>(
+    one: &'a Volume,
+    other: &'a Volume,
+) -> (RwLockWriteGuard<'a, State>, RwLockWriteGuard<'a, State>) {
+    if one.serial < other.serial {
+        let held = one.gate.write();
+        (held, other.gate.write())
+    } else {
+        let held = other.gate.write();
+        (one.gate.write(), held)
+    }
+}
 
 static SERIAL: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
 
