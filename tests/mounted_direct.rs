@@ -3,12 +3,15 @@
 mod support;
 
 use std::fs::{File, OpenOptions};
+use std::io::Write as _;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use clonefs::client::doors;
 use clonefs::door::{DeepenAction, DeepenRequest, VolumeState};
-use support::{Pool, noise, on_each_filesystem, wait_until};
+use clonefs::io::{Fs, HostFs, Open, aligned};
+use support::{Pool, noise, on_each_filesystem, run, wait_until};
 
 /// No whole number of blocks, so that the last one is a part.
 const SIZE: usize = (3 << 20) + 1234;
@@ -119,4 +122,75 @@ fn a_clone_has_what_was_written_directly_and_not_what_comes_later() {
         }
         source.check();
     });
+}
+
+/// A disk that has no room for what is written to it: an image on a filesystem that gets full, and says so too late.
+struct FullDisk(tempfile::TempDir);
+
+impl FullDisk {
+    fn new() -> FullDisk {
+        let disk = FullDisk(tempfile::tempdir().expect("directory"));
+        let (outer, image) = (disk.0.path().join("outer"), disk.0.path().join("outer/image"));
+        std::fs::create_dir(&outer).expect("directory");
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=40m", "tmpfs"]).arg(&outer)).success();
+        File::create(&image).and_then(|file| file.set_len(200 << 20)).expect("image");
+        run(Command::new("mkfs.ext4").args(["-q", "-E", "nodiscard"]).arg(&image)).success();
+        std::fs::create_dir(disk.inner()).expect("directory");
+        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(disk.inner())).success();
+        disk
+    }
+
+    fn inner(&self) -> PathBuf {
+        self.0.path().join("inner")
+    }
+
+    /// Takes all the room that there is.
+    fn fill(&self) {
+        let filler = File::create(self.0.path().join("outer/filler")).expect("filler");
+        let piece = vec![1; 4096];
+        while (&filler).write_all(&piece).is_ok() {}
+    }
+}
+
+impl Drop for FullDisk {
+    fn drop(&mut self) {
+        for place in ["inner", "outer"] {
+            let _ = Command::new("umount").arg(self.0.path().join(place)).status();
+        }
+    }
+}
+
+/// What was written through the cache and could not be written out was there for reads through the cache alone.
+#[test]
+fn a_failed_write_back_does_not_bring_old_bytes_to_direct_reads() {
+    if !support::ready() {
+        return;
+    }
+    for sync in [false, true] {
+        let disk = FullDisk::new();
+        let path = disk.inner().join("file");
+        File::create(&path).expect("file");
+        run(Command::new("fallocate").args(["-l", "8M"]).arg(&path)).success();
+        let fs = HostFs::open_dir(&disk.inner()).expect("filesystem");
+        fs.sync_fs().expect("sync");
+        let file = fs.open(Path::new("file"), Open::Write).expect("open");
+        let read = || {
+            let mut room = Vec::new();
+            let bytes = aligned(&mut room, 4096);
+            assert_eq!(file.read_direct(bytes, 1 << 20).expect("read"), 4096);
+            bytes[0]
+        };
+        assert_eq!(read(), 0);
+        disk.fill();
+        file.write_at(&[b'N'; 4096], 1 << 20).expect("write into the cache");
+        if sync {
+            assert!(file.sync_data().is_err());
+        } else {
+            // As the kernel writes out by itself: nobody is told yet.
+            let _ = fs.sync_fs();
+        }
+        assert_eq!([read(), read()], [b'N'; 2], "synced: {sync}");
+        assert_eq!(file.sync_data().is_err(), !sync, "who syncs is told, once");
+        assert_eq!(read(), b'N');
+    }
 }

@@ -2,12 +2,15 @@
 //!
 //! The kernel keeps both ways in step: a direct read writes out what is dirty in its range first, a direct write drops
 //! what is cached of it, and both happen under the lock that buffered writes take. That holds for calls that wait, as
-//! all of these do; it does not hold for asynchronous ones, which end after the lock was given back.
+//! all of these do; it does not hold for asynchronous ones, which end after the lock was given back. Nor does it hold once
+//! what was in the cache could not be written out: the cache has it still, the disk never will (R14). A direct call is
+//! told of that, once for all that fail, so after the first error of any kind there are no more of them for this file.
 
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::sys::{proc_path, retry};
 
@@ -16,7 +19,11 @@ pub const ALIGNMENT: usize = 4096;
 
 /// A second descriptor of a file, with O_DIRECT; made when it is first needed.
 #[derive(Default)]
-pub struct Direct(OnceLock<Option<OwnedFd>>);
+pub struct Direct {
+    file: OnceLock<Option<OwnedFd>>,
+    /// The disk may not have what the cache has.
+    distrusted: AtomicBool,
+}
 
 thread_local! {
     /// Aligned room for data that is not.
@@ -39,7 +46,10 @@ fn is_aligned(number: u64) -> bool {
 impl Direct {
     /// The descriptor; `None` where the filesystem has no direct reads and writes, or no descriptor is left.
     fn descriptor(&self, file: BorrowedFd) -> Option<RawFd> {
-        if let Some(known) = self.0.get() {
+        if self.distrusted.load(Ordering::Acquire) {
+            return None;
+        }
+        if let Some(known) = self.file.get() {
             return known.as_ref().map(AsRawFd::as_raw_fd);
         }
         // SAFETY: the descriptor is open; the call reads its flags.
@@ -49,12 +59,17 @@ impl Direct {
         // SAFETY: path is NUL-terminated. It is our own descriptor, which no link can lead away from.
         match retry(|| unsafe { libc::open(path.as_ptr(), flags) }) {
             // SAFETY: the descriptor was just opened and is owned by nobody else.
-            Ok(fd) => drop(self.0.set(Some(unsafe { OwnedFd::from_raw_fd(fd) }))),
+            Ok(fd) => drop(self.file.set(Some(unsafe { OwnedFd::from_raw_fd(fd) }))),
             // Perhaps there is one the next time.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => return None,
-            Err(_) => drop(self.0.set(None)),
+            Err(_) => drop(self.file.set(None)),
         }
-        self.0.get().and_then(Option::as_ref).map(AsRawFd::as_raw_fd)
+        self.file.get().and_then(Option::as_ref).map(AsRawFd::as_raw_fd)
+    }
+
+    /// After a sync that failed: from now on everything goes through the cache.
+    pub fn distrust(&self) {
+        self.distrusted.store(true, Ordering::Release);
     }
 
     /// Reads as much of the beginning of `buf` as can be read so; returns how much.
@@ -71,7 +86,11 @@ impl Direct {
                 Ok(read) => done += read as usize,
                 // It wants another alignment.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
-                Err(error) => return Err(error),
+                // A read through the cache says what there is.
+                Err(_) => {
+                    self.distrust();
+                    return Ok(0);
+                }
             }
         }
         Ok(done)
@@ -81,14 +100,16 @@ impl Direct {
     pub fn write(&self, file: BorrowedFd, data: &[u8], offset: u64) -> io::Result<usize> {
         let fits = is_aligned(offset) && is_aligned(data.len() as u64);
         let Some(fd) = self.descriptor(file).filter(|_| fits) else { return Ok(0) };
-        if is_aligned(data.as_ptr() as u64) {
-            return write_all(fd, data, offset);
-        }
-        ROOM.with_borrow_mut(|room| {
-            let room = aligned(room, data.len());
-            room.copy_from_slice(data);
-            write_all(fd, room, offset)
-        })
+        let written = if is_aligned(data.as_ptr() as u64) {
+            write_all(fd, data, offset)
+        } else {
+            ROOM.with_borrow_mut(|room| {
+                let room = aligned(room, data.len());
+                room.copy_from_slice(data);
+                write_all(fd, room, offset)
+            })
+        };
+        written.inspect_err(|_| self.distrust())
     }
 }
 
