@@ -74,6 +74,11 @@ pub const DEEPEN: &str = "user.clonefs.deepen";
 /// On a directory (root and the daemon's user): `start` compares all frozen layers with their checksums, in the
 /// background; the result is in [`STATUS`].
 pub const SCRUB: &str = "user.clonefs.scrub";
+/// On a file or directory: the settings that hold for its path, as JSON objects by name, see `policy::Setting`. Set by
+/// root and the daemon's user: a `policy::Patch` as JSON, `{"protect": true, "deepen": null}`.
+pub const POLICY: &str = "user.clonefs.policy";
+/// Read, on a directory: all policies of the pool, a `policy::Listing` as JSON.
+pub const POLICIES: &str = "user.clonefs.policies";
 /// On a directory (root only): `sync` makes everything durable before it returns.
 pub const FLUSH: &str = "user.clonefs.flush";
 

@@ -9,6 +9,7 @@ const RANKS: &[(&str, u32)] = &[
     ("store", 2),
     ("layer", 3),
     ("events", 3),
+    ("policy", 3),
     ("volume", 4),
     ("pool", 5),
     ("compactor", 6),

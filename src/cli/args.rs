@@ -7,6 +7,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use super::args_life::{DiffArgs, ResetArgs, ResizeArgs, SnapshotCommand};
+use super::args_policy::PolicyCommand;
 use super::args_vm::{DoctorArgs, DomainCommand, PoolCommand};
 use super::examples;
 use crate::transfer::{Compression, ExportFormat, ImportFormat};
@@ -58,6 +59,9 @@ pub enum Command {
     Usage(UsageArgs),
     /// Show what happened in a pool: clones, deletions, refusals, failures, and who asked
     Events(EventsArgs),
+    /// Settings of pools, trees and volumes: when to deepen, what to protect, names of clones
+    #[command(subcommand, after_help = examples::POLICY)]
+    Policy(PolicyCommand),
     /// Print figures about mounted pools for Prometheus
     Metrics(MetricsArgs),
     /// Write a volume, as it is at this moment, to an image file

@@ -1,7 +1,7 @@
 //! `clonefs clone`.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -16,6 +16,7 @@ use super::{deepen, interrupt, text};
 use crate::client::{self, CloneOptions, Directory, Draft, Source, Target, clone_file, clone_group_into, clone_tree};
 use crate::door::{DeepenAction, DeepenRequest, VolumeState};
 use crate::error::{Context, Error, Kind, Result};
+use crate::policy::value::{CloneName, Pattern};
 
 /// Most names that are tried for a clone without a destination.
 const MOST_NAMES: u32 = 1_000_000;
@@ -103,6 +104,25 @@ impl Plan {
     }
 }
 
+/// The template that a policy gives for clones of this source.
+fn clone_name(source: &Path) -> Option<CloneName> {
+    let settings = client::policy(source).ok()?;
+    serde_json::from_value(settings.get("clone-name")?.value.clone()).ok()
+}
+
+/// Whether a policy has rules for names, and this one breaks them.
+fn check_name(target: &Target) -> Result<()> {
+    let directory = if target.dir.path().as_os_str().is_empty() { Path::new(".") } else { target.dir.path() };
+    // Elsewhere than in a pool there are none; what cannot be read is for the clone itself to fail with.
+    let Ok(settings) = client::policy(directory) else { return Ok(()) };
+    let pattern = settings.get("names").and_then(|s| serde_json::from_value::<Pattern>(s.value.clone()).ok());
+    let Some(pattern) = pattern.filter(|pattern| !pattern.matches(target.name.as_bytes())) else { return Ok(()) };
+    Err(Error::new(Kind::Invalid, "clone")
+        .at(target.path())
+        .because(format!("a policy wants names like {pattern}"))
+        .remedy("choose another name, or change it with clonefs policy set --names"))
+}
+
 /// Something that was made.
 struct Made {
     source: PathBuf,
@@ -166,6 +186,7 @@ impl Work<'_> {
     /// Clones one source under each of these names.
     fn one(&mut self, path: &Path, targets: &[Target]) -> Result<()> {
         targets.iter().try_for_each(Target::check)?;
+        targets.iter().try_for_each(check_name)?;
         let mut counter = Meter::new("cloning", Unit::Items);
         let tree = self.args.recursive && std::fs::symlink_metadata(path).is_ok_and(|m| m.is_dir());
         let source = if tree { None } else { Some(Source::open(&client::file_or_snapshot(path)?)?) };
@@ -230,12 +251,15 @@ impl Work<'_> {
             Some(_) => path.parent().unwrap_or(Path::new("")).to_path_buf(),
             None => path.canonicalize().context("find the path of", path)?.parent().unwrap_or(path).to_path_buf(),
         };
+        let template = name.to_str().and_then(|_| clone_name(path));
         for number in 1..=MOST_NAMES {
-            let mut candidate = name.clone();
-            candidate.push("-clone");
-            if number > 1 {
-                candidate.push(format!("-{number}"));
-            }
+            let candidate = match &template {
+                Some(template) => OsString::from(template.of(&name.to_string_lossy(), number)),
+                None => {
+                    let number = if number > 1 { format!("-{number}") } else { String::new() };
+                    [name.as_os_str(), OsStr::new("-clone"), OsStr::new(&number)].into_iter().collect()
+                }
+            };
             let target = Target { replace: false, ..self.target_in(&dir, candidate)? };
             match self.one(path, std::slice::from_ref(&target)) {
                 Err(e) if e.kind() == Kind::Exists || e.os_error() == Some(libc::EEXIST) => {}

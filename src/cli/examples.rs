@@ -162,6 +162,38 @@ that others read too; FREED is what comes free when it is deleted, TO COPY what 
 In a group, OWN is what comes free when all of it is deleted, and DEMAND what its volumes take when they are written
 in full. Every file on disk counts once.";
 
+pub const POLICY: &str = "\
+Examples:
+  clonefs policy set /srv/vms/golden --protect
+  clonefs policy get /srv/vms/golden/base.img      see clonefs policy set --help";
+
+pub const POLICY_GET: &str = "\
+Examples:
+  clonefs policy get vm1.img
+  clonefs policy get vm1.img --key deepen";
+
+pub const POLICY_SET: &str = "\
+Examples:
+  clonefs policy set /srv/vms --deepen idle --rate 200M
+  clonefs policy set golden --protect              a tree: nothing in it is deleted, overwritten or renamed
+  clonefs policy set golden/test.img --protect=false
+  clonefs policy set labs --keep-linked            clones stay overlays, which take the least space
+  clonefs policy set vm1.img --deepen 'by 12h'
+  clonefs policy set /srv/vms --clone-name '{stem}-clone{ext}' --names '*.img'
+
+Settings hold for all that lies below and does not say else. They belong to paths: a file that is renamed has those of
+its new place. Root and the user who mounted the pool may set them. docs/policy.md has the file that they are kept in.";
+
+pub const POLICY_UNSET: &str = "\
+Examples:
+  clonefs policy unset golden protect
+  clonefs policy unset vm1.img                     everything that was set for this path";
+
+pub const POLICY_LIST: &str = "\
+Examples:
+  clonefs policy list
+  clonefs policy list /srv/vms --json | jq .policies";
+
 pub const EVENTS: &str = "\
 Examples:
   clonefs events /srv/vms

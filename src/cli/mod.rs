@@ -3,6 +3,7 @@
 
 mod args;
 mod args_life;
+mod args_policy;
 mod args_vm;
 mod check;
 mod clone;
@@ -20,6 +21,7 @@ mod list;
 mod metrics;
 mod mount;
 mod place;
+mod policy;
 mod progress;
 mod scrub;
 mod shell;
@@ -75,6 +77,7 @@ fn run(command: Command) -> Outcome {
         Command::Usage(args) => usage::usage(args),
         Command::Events(args) => events::events(args),
         Command::Metrics(args) => metrics::metrics(args),
+        Command::Policy(command) => policy::policy(command),
         Command::Export(args) => image::export(args),
         Command::Import(args) => image::import(args),
         Command::Check(args) => check::check(args),

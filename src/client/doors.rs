@@ -1,5 +1,6 @@
 //! The doors of a mounted pool, called: one function for each virtual attribute that the command line uses.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -12,6 +13,7 @@ use super::{mounts, xattr};
 use crate::door::{self, CloneRequest, DeepenRequest, GroupRequest, Level, PoolStatus, VolumeInfo, VolumeUsage};
 use crate::error::{Error, Kind, Result};
 use crate::events::log::{Cursor, Page};
+use crate::policy::{Listing, Patch, Setting};
 use crate::pool::check::Report;
 
 /// All about one volume. `None` for a file that does not lie on a clonefs mount.
@@ -36,6 +38,43 @@ pub fn usage(path: &Path) -> Result<Option<VolumeUsage>> {
         Err(e) if xattr::absent(e) => Ok(None),
         Err(e) => Err(failed("read the usage of", path, e)),
     }
+}
+
+/// The settings that hold for a path, by name.
+pub fn policy(path: &Path) -> Result<BTreeMap<String, Setting>> {
+    match xattr::get(path, door::POLICY) {
+        Ok(json) => decode("read the policy of", path, &json),
+        Err(e) if xattr::absent(e) => Err(not_here("read the policy of", path)),
+        Err(e) => Err(failed("read the policy of", path, e)),
+    }
+}
+
+/// All policies of the pool that the directory `path` lies in.
+pub fn policies(path: &Path) -> Result<Listing> {
+    match xattr::get(path, door::POLICIES) {
+        Ok(json) => decode("read the policies of", path, &json),
+        Err(e) if xattr::absent(e) => Err(not_here("read the policies of", path)),
+        Err(e) => Err(failed("read the policies of", path, e)),
+    }
+}
+
+/// Changes settings of a path.
+pub fn set_policy(path: &Path, patch: &Patch) -> Result<()> {
+    let json = encode("set a policy for", path, patch)?;
+    setxattr(path, door::POLICY, &json, XattrFlags::empty()).map_err(|e| match e {
+        e if xattr::absent(e) => not_here("set a policy for", path),
+        Errno::PERM | Errno::ACCESS => {
+            failed("set a policy for", path, e).remedy("root and the user who mounted the pool may do that")
+        }
+        Errno::BUSY => Error::new(Kind::Busy, "protect")
+            .at(path)
+            .because("it, or a file below it, is open for writing")
+            .remedy("shut the machine down that uses it, then try again"),
+        Errno::INVAL => failed("set a policy for", path, e)
+            .remedy("a rate is for the whole pool only, and paths with policies must be UTF-8"),
+        Errno::IO => failed("set a policy for", path, e).remedy("clonefs policy list says what is wrong with the file"),
+        e => failed("set a policy for", path, e),
+    })
 }
 
 /// Some events of the pool that the directory `path` lies in, from a place on.

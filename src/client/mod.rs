@@ -21,7 +21,7 @@ mod xattr;
 
 pub use clone::{CloneOptions, clone_file, copy_file};
 pub use diff::{Difference, diff};
-pub use doors::{check, deepen, events, info, not_here, status};
+pub use doors::{check, deepen, events, info, not_here, policies, policy, set_policy, status};
 pub use group::{Staged, clone_group_into};
 pub use mounts::{Mount, mount_at, mount_over, mounts};
 pub use place::{Directory, Draft, Target};

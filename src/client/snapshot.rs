@@ -138,7 +138,9 @@ pub fn reset(volume: &Path) -> Result<()> {
             .at(volume)
             .because("what it was cloned from is not below it any more: it is no clone, or independent by now")
             .remedy("make clones that are to be reset with --no-deepen, and keep their source"),
-        Errno::PERM => doors::failed("reset", volume, e).remedy("its owner, who also made it, and root may do that"),
+        Errno::PERM => doors::failed("reset", volume, e).remedy(
+            "its owner, who also made it, and root may do that, unless a policy protects it: clonefs policy get",
+        ),
         e => refused("reset", volume, "", e),
     })
 }
@@ -234,7 +236,10 @@ fn refused(operation: &'static str, volume: &Path, name: &str, error: Errno) -> 
         Errno::BUSY => (Kind::Busy, "it is open", "shut down what uses it first"),
         Errno::OPNOTSUPP => (Kind::Unsupported, "it has several names, or the pool cannot clone", "see clonefs status"),
         Errno::FBIG => (Kind::TooLarge, "a volume cannot be that large", "give a smaller size"),
-        Errno::PERM => (Kind::Permission, "it is another user's", "its owner and root may do that"),
+        Errno::PERM => {
+            let remedy = "its owner and root may do that, unless a policy protects it: clonefs policy get";
+            (Kind::Permission, "it is another user's, or protected", remedy)
+        }
         e => return doors::failed(operation, volume, e),
     };
     Error::new(kind, operation).at(volume).because(cause).remedy(remedy)

@@ -6,10 +6,11 @@ use std::time::Duration;
 use super::IDLE;
 use super::pace::{Pace, background_io};
 use crate::error::{Error, Kind, Result};
+use crate::policy::value::{Order, When};
 use crate::pool::{Finished, Pool, Prospect};
 use crate::store::record::{Deepening, VolumeRecord};
 use crate::units::{BLOCK, Id};
-use crate::volume::fill::Filling;
+use crate::volume::fill::{Filled, Filling};
 use crate::volume::{State, Volume};
 
 /// Bytes copied between two looks at the clock.
@@ -19,6 +20,9 @@ const SLICE: u64 = 64 << 20;
 
 /// How long the first of several changes waits for the others.
 const GATHER: Duration = Duration::from_millis(20);
+
+/// How soon work that waits for a quiet moment is looked at again.
+const SOON: Duration = Duration::from_millis(500);
 
 /// How a slice ended.
 #[derive(PartialEq, Eq)]
@@ -35,7 +39,8 @@ pub fn run(pool: &Arc<Pool>) {
     let mut seen = 0;
     let mut more = true;
     while !pool.stopping() {
-        let stirred = more || pool.wait_for_work(&mut seen, IDLE);
+        let deferred = pool.take_deferred();
+        let stirred = more || pool.wait_for_work(&mut seen, if deferred { SOON } else { IDLE });
         if stirred && !more {
             // Many clones made one after another are looked at together.
             pool.rest(GATHER);
@@ -45,7 +50,13 @@ pub fn run(pool: &Arc<Pool>) {
         more = may && (round(pool) | pool.scrub_turn());
         pace.rest(pool, 0);
         // Checksums are taken in the time that nobody else wants.
-        while may && !stirred && !more && !pool.stopping() && !pool.wait_for_work(&mut seen, Duration::ZERO) {
+        while may
+            && !stirred
+            && !more
+            && !deferred
+            && !pool.stopping()
+            && !pool.wait_for_work(&mut seen, Duration::ZERO)
+        {
             if !pool.sum_turn() {
                 break;
             }
@@ -74,9 +85,11 @@ fn round(pool: &Arc<Pool>) -> bool {
 
 /// Volumes that may be worked on, of those that continue a cloned file or of the others.
 fn wanting(pool: &Pool, source: bool) -> Vec<Id> {
-    let catalogue = pool.store().catalogue();
-    let wanted = catalogue.to_deepen(pool.options().deepen_auto).filter(|r| r.source == source);
-    wanted.map(|r| r.id).collect()
+    let records: Vec<VolumeRecord> = {
+        let catalogue = pool.store().catalogue();
+        catalogue.to_deepen(pool.deepens_some()).filter(|r| r.source == source).cloned().collect()
+    };
+    records.iter().filter(|r| pool.when_to_deepen(r) != When::Manual).map(|r| r.id).collect()
 }
 
 /// One slice of work on one volume; a failure is kept with the volume and ends work on it.
@@ -99,6 +112,14 @@ fn slice(pool: &Arc<Pool>, record: &VolumeRecord) -> Outcome {
 }
 
 fn work_on(pool: &Arc<Pool>, record: &VolumeRecord) -> Result<Outcome> {
+    let hot = pool.order_of(record) == Order::Hot;
+    if hot && let Some(volume) = pool.volume_by_id(record.id)? {
+        volume.track_hot();
+    }
+    if pool.has_to_wait(pool.when_to_deepen(record)) {
+        pool.defer();
+        return Ok(Outcome::Rest);
+    }
     let Some(volume) = pool.volume_by_id(record.id)? else { return Ok(Outcome::Rest) };
     let stop = || pool.stopping() || pool.paused();
     let only_heir = {
@@ -134,13 +155,16 @@ fn fill_slice(
         trust_holes: pool.trusts_holes(),
     };
     let mut pace = Pace::new(pool);
+    let by_heat = pool.order_of(record) == Order::Hot;
     let (mut from, mut copied) = (0, 0);
     loop {
         let filled = {
             let gate = volume.gate().read();
             let State::Overlay(overlay) = &*gate else { return Ok(Outcome::Rest) };
             overlay.check_latch()?;
-            let filled = overlay.fill_absent(from, &how)?;
+            overlay.hot.track(by_heat);
+            let hot = overlay.fill_hot(&how)?.map(|hot| Filled { next: Some(from), ..hot });
+            let filled = hot.map_or_else(|| overlay.fill_absent(from, &how), Ok)?;
             let end = overlay.visible_end();
             let done = overlay.top.present_below(end);
             pool.set_job(record.id, &record.path, "deepening", end * BLOCK, done * BLOCK);
@@ -151,7 +175,7 @@ fn fill_slice(
         copied += filled.copied;
         pool.note_copied(filled.copied);
         pace.rest(pool, filled.copied);
-        if copied >= SLICE || stop() || pool.is_too_full_to_deepen() {
+        if copied >= SLICE || stop() || pool.is_too_full_to_deepen() || pool.has_to_wait(pool.when_to_deepen(record)) {
             // A durable point: what was copied so far is not copied again after a crash.
             volume.sync(true)?;
             return Ok(Outcome::More);

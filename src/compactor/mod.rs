@@ -59,6 +59,7 @@ fn keep(pool: &Arc<Pool>) {
                 pool.events().tell(Event::new(What::Failed, "").because(text));
             }
             pool.watch_space();
+            pool.refresh_policies();
             flushed = Instant::now();
         }
     }

@@ -46,6 +46,16 @@ pub enum What {
     Adopted,
     /// A file lost a name: it was deleted or another one was renamed over it.
     Deleted,
+    /// A snapshot was made.
+    Snapshot,
+    /// A snapshot was removed.
+    Unsnapshot,
+    /// A volume is again what a snapshot of it shows.
+    RolledBack,
+    /// A clone is again what it was when it was made.
+    Reset,
+    /// A volume was given another size, by `clonefs resize`.
+    Resized,
     /// Something that was asked for was refused.
     Refused,
     /// Something went wrong.
@@ -60,7 +70,7 @@ pub enum What {
 
 impl What {
     /// All of them.
-    pub const ALL: [What; 12] = [
+    pub const ALL: [What; 17] = [
         What::Mounted,
         What::Unmounted,
         What::Created,
@@ -68,6 +78,11 @@ impl What {
         What::Deepened,
         What::Adopted,
         What::Deleted,
+        What::Snapshot,
+        What::Unsnapshot,
+        What::RolledBack,
+        What::Reset,
+        What::Resized,
         What::Refused,
         What::Failed,
         What::Space,
@@ -85,6 +100,11 @@ impl What {
             What::Deepened => "deepened",
             What::Adopted => "adopted",
             What::Deleted => "deleted",
+            What::Snapshot => "snapshot",
+            What::Unsnapshot => "unsnapshot",
+            What::RolledBack => "rolled-back",
+            What::Reset => "reset",
+            What::Resized => "resized",
             What::Refused => "refused",
             What::Failed => "failed",
             What::Space => "space",

@@ -53,6 +53,8 @@ use crate::events::{Event, Events, What};
 use crate::io::{FileKey, Fs, Stat};
 use crate::layer::Layer;
 use crate::layer::unsynced::Unsynced;
+use crate::policy::value::Rate;
+use crate::policy::{Patch, Policies, Policy};
 use crate::store::record::{Change, Deepening, VolumeRecord};
 use crate::store::{Store, map_path};
 use crate::units::Id;
@@ -187,6 +189,10 @@ pub struct Pool {
     counted: usage::Counted,
     space: space::Space,
     events: Events,
+    policies: Policies,
+    /// The rate that the policies said last. One that was asked for since then stays until they say another.
+    obeyed_rate: Mutex<Option<Rate>>,
+    quiet: schedule::Quiet,
     /// Bytes that background work has copied.
     copied: AtomicU64,
     /// So many volumes may wait to be made durable; each of them holds a descriptor or two.
@@ -208,6 +214,7 @@ impl Pool {
             foreground: AtomicU64::new(0),
         });
         let rate = AtomicU64::new(options.rate);
+        let policies = Policies::open(env.fs.clone(), options.read_only);
         let space = space::Space::new(options.watermarks);
         let backing = env.fs.info().context("look at filesystem", "")?;
         let trusts_holes = matches!(backing.type_name(), "ext4" | "xfs" | "btrfs" | "tmpfs");
@@ -235,11 +242,15 @@ impl Pool {
             counted: usage::Counted::default(),
             space,
             events: Events::default(),
+            policies,
+            obeyed_rate: Mutex::default(),
+            quiet: schedule::Quiet::default(),
             copied: AtomicU64::new(0),
             most_unsettled: settle::most_unsettled(),
         });
         let weak: Weak<dyn Hooks> = Arc::downgrade(&(pool.clone() as Arc<dyn Hooks>));
         let _ = pool.env.hooks.set(weak);
+        pool.obey_policies();
         pool.start_up()?;
         Ok(pool)
     }
@@ -266,6 +277,42 @@ impl Pool {
     /// What happens in the pool.
     pub fn events(&self) -> &Events {
         &self.events
+    }
+
+    /// Settings by path.
+    pub fn policies(&self) -> &Policies {
+        &self.policies
+    }
+
+    /// Changes the settings of a path, see [`Policies::change`].
+    pub fn change_policy(
+        &self,
+        path: &Path,
+        patch: &Patch,
+        check: impl FnOnce(&Policy, &Policy) -> Result<()>,
+    ) -> Result<()> {
+        self.policies.change(path, patch, check)?;
+        self.obey_policies();
+        Ok(())
+    }
+
+    /// Looks whether the file of policies was changed by hand.
+    pub fn refresh_policies(&self) {
+        if self.policies.refresh(self.options.read_only) {
+            self.obey_policies();
+        }
+    }
+
+    /// Does what the policies of the whole pool say.
+    fn obey_policies(&self) {
+        let rate = self.policies.at(Path::new("")).rate;
+        let mut obeyed = self.obeyed_rate.lock();
+        if *obeyed != rate {
+            *obeyed = rate;
+            self.rate.store(rate.map_or(self.options.rate, |rate| rate.0), Ordering::Relaxed);
+        }
+        drop(obeyed);
+        self.wake_background();
     }
 
     /// Counts bytes that background work has copied.

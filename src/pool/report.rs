@@ -197,6 +197,10 @@ impl Pool {
                 troubles.push(Trouble { path, problem: error.to_string(), remedy: CHECK_DISK.into() });
             }
         }
+        if let Some(problem) = self.policies.trouble() {
+            let remedy = "the last good policies are in force: mend the file, or set them with `clonefs policy`";
+            troubles.push(Trouble { path: crate::policy::PATH.into(), problem, remedy: remedy.into() });
+        }
         troubles.extend(self.elsewhere_troubles());
         troubles.extend(self.scrub_status().into_iter().flat_map(|scrub| scrub.damaged));
         troubles.truncate(LIST_LIMIT);

@@ -4,14 +4,44 @@
 //! no longer need it. Of several such volumes that wait for each other the one made last copies.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use super::Pool;
+use crate::policy::Policy;
+use crate::policy::value::{Order, When};
 use crate::store::catalogue::Catalogue;
 use crate::store::record::{Deepening, VolumeRecord};
 use crate::store::{data_path, stub_path};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::units::Id;
 use crate::volume::Volume;
+
+/// With no request for so long, nobody is at work.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// Since when nobody has read or written.
+#[derive(Default)]
+pub(super) struct Quiet {
+    /// Number of requests at the last look, and since when it is that.
+    seen: Mutex<Option<(u64, Instant)>>,
+    deferred: AtomicBool,
+}
+
+impl Quiet {
+    fn is_quiet(&self, requests: u64) -> bool {
+        let mut seen = self.seen.lock();
+        match *seen {
+            Some((before, since)) if before == requests => since.elapsed() >= QUIET,
+            _ => {
+                *seen = Some((requests, Instant::now()));
+                false
+            }
+        }
+    }
+}
 
 /// What becomes of a volume if nobody does anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,20 +55,66 @@ pub enum Prospect {
 }
 
 impl Pool {
-    /// Whether `deepening` asks for work under this pool's policy.
-    pub fn wants_deepening(&self, deepening: Deepening) -> bool {
-        match deepening {
-            Deepening::Pool => self.options.deepen_auto,
-            Deepening::Never => false,
-            Deepening::Forced | Deepening::Physical => true,
+    /// When a volume is to be deepened: what was said of it, then what the policies say, then the pool's option.
+    pub fn when_to_deepen(&self, record: &VolumeRecord) -> When {
+        let usual = if self.options.deepen_auto { When::Auto } else { When::Manual };
+        let policy = self.policy_of(record);
+        match record.deepening {
+            _ if policy.keep_linked == Some(true) => When::Manual,
+            Deepening::Pool => policy.deepen.unwrap_or(usual),
+            Deepening::Never => When::Manual,
+            Deepening::Forced | Deepening::Physical => When::Auto,
         }
+    }
+
+    /// Which blocks of a volume are copied first.
+    pub fn order_of(&self, record: &VolumeRecord) -> Order {
+        self.policy_of(record).order.unwrap_or(Order::Front)
+    }
+
+    fn policy_of(&self, record: &VolumeRecord) -> Policy {
+        match self.policies.is_empty() {
+            true => Policy::default(),
+            false => self.policies.at(&self.present_path(record)),
+        }
+    }
+
+    /// Whether volumes of which nothing was said can be deepened by themselves.
+    pub fn deepens_some(&self) -> bool {
+        self.options.deepen_auto || self.policies.any_deepen()
+    }
+
+    /// Whether a volume has to wait until nobody reads or writes, and somebody does.
+    pub fn has_to_wait(&self, when: When) -> bool {
+        let idle = match when {
+            When::Idle => true,
+            When::By(time) => std::time::SystemTime::now() < time,
+            When::Auto | When::Manual => false,
+        };
+        idle && !self.quiet.is_quiet(self.foreground())
+    }
+
+    /// Notes that work waits for a quiet moment; taken by [`Pool::take_deferred`].
+    pub fn defer(&self) {
+        self.quiet.deferred.store(true, Ordering::Release);
+    }
+
+    /// Whether work waits for a quiet moment.
+    pub fn take_deferred(&self) -> bool {
+        self.quiet.deferred.swap(false, Ordering::AcqRel)
+    }
+
+    /// Where a volume is now, as far as that is known.
+    fn present_path(&self, record: &VolumeRecord) -> PathBuf {
+        let live = self.tables.lock().by_id.get(&record.id).and_then(Weak::upgrade);
+        live.map_or_else(|| PathBuf::from(&record.path), |volume| volume.path())
     }
 
     /// Whether work on a volume is wanted, and nothing is known to forbid it.
     fn is_wanted(&self, record: &VolumeRecord) -> bool {
         !self.options.read_only
             && !record.paused
-            && self.wants_deepening(record.deepening)
+            && self.when_to_deepen(record) != When::Manual
             && !self.has_failed(record.id)
             && !self.was_too_full_to_deepen()
     }

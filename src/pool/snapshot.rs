@@ -18,6 +18,7 @@ use super::group::Taken;
 use super::settle::MANY;
 use super::{Pool, stub};
 use crate::error::{Context, Error, Kind, Result};
+use crate::events::{Event, What};
 use crate::io::{FileKey, Open, Timestamp};
 use crate::store::record::{Change, Deepening, Snapshot, VolumeRecord};
 use crate::store::{DIR, SNAPSHOTS, STUBS, new_id, snapshot_path, stub_path};
@@ -80,7 +81,12 @@ impl Pool {
             tables.stubs.insert(prepared.key, prepared.record.id);
         }
         drop(tables);
-        self.env.store.sync(number)
+        self.env.store.sync(number)?;
+        for snapshot in made.iter().filter_map(|p| p.record.snapshot.as_ref()) {
+            let event = Event::new(What::Snapshot, format!("{}@{}", snapshot.of, snapshot.name)).from(&snapshot.of);
+            self.events.tell(if scheduled { event.because("by schedule") } else { event });
+        }
+        Ok(())
     }
 
     fn check_free(&self, snapshot: &Snapshot) -> Result<()> {
@@ -134,7 +140,8 @@ impl Pool {
     /// Removes a snapshot. Its name is free at once; what it held comes free in the background, when the last reader of
     /// it is gone.
     pub fn remove_snapshot(&self, id: Id) -> Result<()> {
-        self.unname_snapshot(id)?;
+        let snapshot = self.unname_snapshot(id)?;
+        self.events.tell(Event::new(What::Unsnapshot, format!("{}@{}", snapshot.of, snapshot.name)));
         let place = snapshot_path(id);
         let stat = self.env.fs.stat(&place).context("remove snapshot", &place)?;
         self.env.fs.unlink(&place).context("remove snapshot", &place)?;
@@ -142,11 +149,14 @@ impl Pool {
         Ok(())
     }
 
-    fn unname_snapshot(&self, id: Id) -> Result<()> {
+    /// Takes the name away, and returns what it was.
+    fn unname_snapshot(&self, id: Id) -> Result<Snapshot> {
         let _ops = self.ops.lock();
-        let record = self.env.store.catalogue().volume(id).filter(|record| record.snapshot.is_some()).cloned();
-        let record = record.ok_or_else(|| Error::new(Kind::NotFound, "remove snapshot"))?;
-        self.env.store.commit(vec![Change::Volume(VolumeRecord { snapshot: None, ..record })]).map(drop)
+        let record = self.env.store.catalogue().volume(id).cloned();
+        let record = record.and_then(|mut record| record.snapshot.take().map(|snapshot| (record, snapshot)));
+        let (record, snapshot) = record.ok_or_else(|| Error::new(Kind::NotFound, "remove snapshot"))?;
+        self.env.store.commit(vec![Change::Volume(record)])?;
+        Ok(snapshot)
     }
 
     /// Gives a snapshot another name.

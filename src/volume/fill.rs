@@ -70,8 +70,22 @@ impl Overlay {
     /// Copies in absent blocks, the first ones at or after block `from`, until `how.most` bytes were copied or a chunk
     /// of them is done. Not durable until the next flush.
     pub fn fill_absent(&self, from: u64, how: &Filling) -> Result<Filled> {
-        let end = self.visible_end();
-        let Some(run) = self.top.next_absent(from, end) else { return Ok(Filled::default()) };
+        self.fill_within(from..self.visible_end(), how)
+    }
+
+    /// As [`Overlay::fill_absent`], of what was read last and is absent still; `None`: there is nothing of that kind.
+    pub fn fill_hot(&self, how: &Filling) -> Result<Option<Filled>> {
+        while let Some(part) = self.hot.take() {
+            let part = part.start..part.end.min(self.visible_end());
+            if !part.is_empty() && self.top.next_absent(part.start, part.end).is_some() {
+                return self.fill_within(part, how).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    fn fill_within(&self, range: Range<u64>, how: &Filling) -> Result<Filled> {
+        let Some(run) = self.top.next_absent(range.start, range.end) else { return Ok(Filled::default()) };
         let run = run.start..run.end.min(run.start + CHUNK);
         let mut filled = Filled { next: Some(run.end), ..Filled::default() };
         let _held = self.ranges.lock(run.clone());

@@ -5,6 +5,7 @@
 //! every call, so none of them ever sees an old one.
 
 pub mod fill;
+pub mod hot;
 pub mod overlay;
 pub mod pinned;
 pub mod plain;
@@ -174,6 +175,13 @@ impl Volume {
     /// Where it was last seen.
     pub fn path(&self) -> PathBuf {
         self.path.lock().clone()
+    }
+
+    /// Remembers from now on what is read of it, for as long as it is an overlay.
+    pub fn track_hot(&self) {
+        if let State::Overlay(overlay) = &*self.gate.read() {
+            overlay.hot.track(true);
+        }
     }
 
     /// Notes where it is.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use crate::sync::Mutex;
 
+use super::hot::Hot;
 use super::plain::sync_entry;
 use super::ranges::Ranges;
 use crate::error::{Context, Error, Kind, Result};
@@ -41,6 +42,8 @@ pub struct Overlay {
     ragged: AtomicBool,
     /// Blocks being filled.
     pub ranges: Ranges,
+    /// What was read from the parent a moment ago.
+    pub hot: Hot,
 }
 
 /// What must become durable with a volume, besides its own layer. Its own object, so that a sync can work on it
@@ -103,6 +106,7 @@ impl Overlay {
             pristine: AtomicBool::new(false),
             ragged: AtomicBool::new(false),
             ranges: Ranges::default(),
+            hot: Hot::default(),
         }
     }
 
@@ -136,6 +140,7 @@ impl Overlay {
         if self.top.has_all(offset / BLOCK, blocks(end)) {
             return if direct { self.top.read_direct(offset, buf) } else { self.top.read(offset, buf) };
         }
+        self.hot.note(offset / BLOCK..blocks(end));
         read_segments(&self.layout(offset / BLOCK..blocks(end)), offset, buf)
     }
 

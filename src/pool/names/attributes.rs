@@ -9,6 +9,7 @@ use super::handle::{Handle, without_ids};
 use super::{NameTree, TRIES, Target, errno, snapshots, stale};
 use crate::door::ResizeRequest;
 use crate::error::{Context, Error, Kind, Result};
+use crate::events::{Event, What};
 use crate::io::{FileKey, FileKind, SetTime, Stat};
 use crate::volume::Volume;
 
@@ -151,12 +152,18 @@ impl NameTree {
 
     fn resize(&self, id: u64, size: u64, caller: &Caller) -> Result<()> {
         let volume = self.volume(id)?;
+        let _asking = caller.asks();
+        if volume.writers() == 0 {
+            // Whoever has it open for writing was allowed to: it may have made the file.
+            self.check_file_free("set the size", id)?;
+        }
         self.drop_privileges(id, &volume, caller)?;
         volume.set_size(size)
     }
 
     /// Another size for a volume, whoever has it open. Less than it has only if that was said, and nobody has it open.
     pub(super) fn set_volume_size(&self, id: u64, request: &ResizeRequest, caller: &Caller) -> Result<()> {
+        self.check_volume_free("resize", id)?;
         let volume = self.volume(id)?;
         let refuse = |kind, why: String| Error::new(kind, "resize").at(volume.path()).because(why);
         let may = |now: u64| {
@@ -177,6 +184,8 @@ impl NameTree {
         }
         self.drop_privileges(id, &volume, caller)?;
         volume.set_size_if(request.size, &may)?;
+        let size = format!("to {} bytes", request.size);
+        self.pool.events().tell(Event::new(What::Resized, volume.path()).because(size));
         self.grown(id, &volume)
     }
 

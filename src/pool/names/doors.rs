@@ -40,6 +40,8 @@ impl NameTree {
                 status.jobs.truncate(status.jobs.len() / 2);
                 status.troubles.truncate(status.troubles.len() / 2);
             }),
+            (FileKind::File | FileKind::Directory, door::POLICY) => self.get_policy(id),
+            (FileKind::Directory, door::POLICIES) => self.list_policies(),
             (FileKind::Directory, name) if is_events(name) => self.read_events(name, caller),
             (FileKind::Directory, door::CHECK) => shortened(self.check(caller)?, |report| {
                 report.problems.truncate(report.problems.len() / 2);
@@ -117,16 +119,25 @@ impl NameTree {
     pub(super) fn set_door(&self, id: u64, name: &OsStr, value: &[u8], caller: &Caller) -> Result<()> {
         let kind = self.kind(id)?;
         match (kind, name.to_str().unwrap_or_default()) {
-            (FileKind::File, door::CLONE) => self.told(id, caller, || self.clone_by_request(id, value, caller)),
-            (FileKind::File, door::GROUP) => self.told(id, caller, || self.carry_out_group(value, caller)),
-            (FileKind::File, door::CLONE_FROM) => self.told(id, caller, || self.clone_by_path(id, value, caller)),
-            (FileKind::File, door::SNAPSHOT) => self.snapshot(id, value, caller),
-            (FileKind::File, door::RESET) => self.reset(id, value, caller),
-            (FileKind::File, door::RESIZE) => {
+            (FileKind::File, door::CLONE) => {
+                self.told("clone", id, caller, || self.clone_by_request(id, value, caller))
+            }
+            (FileKind::File, door::GROUP) => self.told("group", id, caller, || self.carry_out_group(value, caller)),
+            (FileKind::File, door::CLONE_FROM) => {
+                self.told("clone", id, caller, || self.clone_by_path(id, value, caller))
+            }
+            (FileKind::File, door::SNAPSHOT) => self.told("snapshot", id, caller, || self.snapshot(id, value, caller)),
+            (FileKind::File, door::RESET) => self.told("reset", id, caller, || self.reset(id, value, caller)),
+            (FileKind::File, door::RESIZE) => self.told("resize", id, caller, || {
                 let request = serde_json::from_slice(value).map_err(|e| bad_request("resize", e))?;
                 self.set_volume_size(id, &request, caller)
+            }),
+            (FileKind::File | FileKind::Directory, door::DEEPEN) => {
+                self.told("deepen", id, caller, || self.deepen(id, kind, value, caller))
             }
-            (FileKind::File | FileKind::Directory, door::DEEPEN) => self.deepen(id, kind, value, caller),
+            (FileKind::File | FileKind::Directory, door::POLICY) => {
+                self.told("policy", id, caller, || self.set_policy(id, value, caller))
+            }
             (FileKind::Directory, door::FLUSH) => self.flush(value, caller),
             (FileKind::Directory, door::SCRUB) => self.scrub(value, caller),
             _ => Err(Error::new(Kind::Permission, "set an attribute that is reserved for clonefs")),
@@ -216,14 +227,14 @@ impl NameTree {
     }
 
     /// Does what makes a clone. That it was refused is an event, as that it was made is one.
-    fn told<T>(&self, target: u64, caller: &Caller, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    fn told<T>(&self, operation: &str, target: u64, caller: &Caller, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let _asking = caller.asks();
         work().inspect_err(|error| {
             let refused = !matches!(error.kind(), Kind::Io | Kind::Damaged | Kind::Changed | Kind::Latched);
             let refused = refused || matches!(error.os_error(), Some(libc::EACCES | libc::EPERM));
             let path = self.path(target).unwrap_or_default();
             let what = if refused { What::Refused } else { What::Failed };
-            self.pool.events().tell(Event::new(what, path).because(format!("clone: {error}")));
+            self.pool.events().tell(Event::new(what, path).because(format!("{operation}: {error}")));
         })
     }
 
@@ -248,6 +259,9 @@ impl NameTree {
         let owner = self.honest_attributes(id)?.stat.uid;
         if caller.uid != owner {
             administrators_only("control the background work of another user's volume", caller)?;
+        }
+        if request.action == DeepenAction::Start {
+            self.check_may_deepen(id)?;
         }
         self.pool.deepen(Some(&self.volume(id)?), &request)
     }
@@ -280,7 +294,9 @@ impl NameTree {
     pub fn clone_by_ioctl(&self, handle: &Handle, argument: &[u8], caller: &Caller) -> Result<()> {
         handle.check_writable()?;
         let (token, options) = clone_argument(argument)?;
-        self.told(handle.node, caller, || self.clone_into(&self.pool.redeem(&token)?, handle.node, &options, caller))
+        self.told("clone", handle.node, caller, || {
+            self.clone_into(&self.pool.redeem(&token)?, handle.node, &options, caller)
+        })
     }
 
     /// Pins a handle to this moment. Can wait for write-back: not for a FUSE thread.
@@ -311,7 +327,7 @@ impl NameTree {
         let _sharing = self.sharing.read();
         self.drop_privileges(target.node, &target.volume, caller)?;
         let copy = || self.pool.copy_range(&source.volume, from, &target.volume, to, len);
-        let copied = self.told(target.node, caller, copy)?;
+        let copied = self.told("clone", target.node, caller, copy)?;
         target.sync_as_opened(target.flags)?;
         Ok(copied)
     }
@@ -333,7 +349,7 @@ impl NameTree {
     }
 }
 
-fn json(value: &impl Serialize) -> Result<Vec<u8>> {
+pub(super) fn json(value: &impl Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec(value).map_err(|e| Error::new(Kind::Invalid, "write JSON").because(e))
 }
 

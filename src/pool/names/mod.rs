@@ -14,6 +14,7 @@ mod copying;
 mod doors;
 mod groups;
 mod handle;
+mod policies;
 mod snapshots;
 mod table;
 mod tree;

@@ -19,6 +19,7 @@ use super::tree::{Found, Listed};
 use super::{HIDDEN, NameTree, ROOT, errno};
 use crate::door::{SnapshotAction, SnapshotInfo, SnapshotRequest};
 use crate::error::{Context, Error, Kind, Result};
+use crate::events::{Event, What};
 use crate::io::FileKind;
 use crate::store::{SNAPSHOTS, snapshot_path};
 use crate::units::Id;
@@ -45,6 +46,11 @@ pub fn real(node: u64) -> u64 {
 /// Volume and name in `VOLUME@NAME`.
 fn parts(name: &OsStr) -> Option<(&str, &str)> {
     name.to_str()?.rsplit_once('@').filter(|(volume, _)| !volume.is_empty())
+}
+
+/// As users write it.
+fn shown(volume: &Path, name: &str) -> String {
+    format!("{}@{name}", volume.display())
 }
 
 /// What is only read.
@@ -149,12 +155,19 @@ impl NameTree {
         let path = snapshot_path(id);
         let namespace = self.namespace.write();
         let stat = self.fs.stat(&path).context("remove snapshot", name)?;
+        self.check_snapshot_free(parent, name)?;
         self.pool.remove_snapshot(id)?;
         if let Some(stubs) = self.stubs.get() {
             self.table.lock().removed(*stubs, OsStr::new(&id.to_string()), stat);
         }
         drop(namespace);
         Ok(())
+    }
+
+    /// Snapshots of what is protected are removed by their schedule alone.
+    fn check_snapshot_free(&self, parent: u64, name: &OsStr) -> Result<()> {
+        let Some((volume, _)) = parts(name) else { return Ok(()) };
+        self.check_free("remove a snapshot of", &self.join(real(parent), OsStr::new(volume))?)
     }
 
     /// Gives a snapshot another name: of the same volume, and one that is free.
@@ -231,17 +244,20 @@ impl NameTree {
                 self.pool.create_snapshots(&[(volume, path)], &request.name, false)
             }
             SnapshotAction::Rollback => {
-                let id = self.pool.find_snapshot(&path, &request.name).ok_or_else(|| {
-                    Error::new(Kind::NotFound, "roll back").at(format!("{}@{}", path.display(), request.name))
-                })?;
+                let id = self
+                    .pool
+                    .find_snapshot(&path, &request.name)
+                    .ok_or_else(|| Error::new(Kind::NotFound, "roll back").at(shown(&path, &request.name)))?;
                 // It shows those who may read the volume now what it was then: that is for the owner of both to say.
                 let owners = [snapshot_path(id), path.clone()].map(|path| self.fs.stat(&path).map(|stat| stat.uid));
                 if owners.iter().any(|owner| owner.as_ref().ok() != Some(&caller.uid)) {
                     administrators_only("roll back another user's volume", caller)?;
                 }
+                self.check_volume_free("roll back", node)?;
                 await_close(&volume);
                 let _sharing = self.sharing.read();
                 self.pool.roll_back(&volume, id)?;
+                self.pool.events().tell(Event::new(What::RolledBack, &path).from(shown(&path, &request.name)));
                 self.rewound(node);
                 Ok(())
             }
@@ -258,10 +274,12 @@ impl NameTree {
             administrators_only("reset another user's volume", caller)?;
         }
         let who = (!caller.is_administrator()).then_some(caller.uid);
+        self.check_volume_free("reset", node)?;
         let volume = self.volume(node)?;
         await_close(&volume);
         let _sharing = self.sharing.read();
         self.pool.reset(&volume, who)?;
+        self.pool.events().tell(Event::new(What::Reset, volume.path()));
         self.rewound(node);
         Ok(())
     }

@@ -286,6 +286,10 @@ impl NameTree {
         let lock = self.directory_lock(parent).write();
         let (directory, path) = (self.path(parent)?, self.join(parent, name)?);
         let stat = self.fs.stat(&path).context("remove", &path)?;
+        // What holds no bytes yet has none to lose.
+        if self.pool.policies().is_protected(&path) && self.described(&path, stat)?.size > 0 {
+            self.check_free("remove", &path)?;
+        }
         let held = self.hold(&path, &stat);
         self.fs.unlink(&path).context("remove", &path)?;
         self.table.lock().removed(parent, name, stat);
@@ -319,6 +323,7 @@ impl NameTree {
         let namespace = self.namespace.read();
         let lock = self.directory_lock(parent).write();
         let (directory, path) = (self.path(parent)?, self.join(parent, name)?);
+        self.check_free_below("remove directory", &path)?;
         let stat = self.fs.stat(&path).context("remove directory", &path)?;
         self.fs.rmdir(&path).context("remove directory", &path)?;
         self.table.lock().removed(parent, name, stat);
@@ -338,7 +343,12 @@ impl NameTree {
         let namespace = self.namespace.write();
         let (old, new) = (self.join(from.0, from.1)?, self.join(to.0, to.1)?);
         let source = self.fs.stat(&old).context("rename", &old)?;
-        let target = self.fs.stat(&new).ok().filter(|_| how == Rename::Replace);
+        let there = self.fs.stat(&new).ok();
+        self.check_free_below("rename", &old)?;
+        if there.is_some() {
+            self.check_free_below("rename over", &new)?;
+        }
+        let target = there.filter(|_| how == Rename::Replace);
         let held = target.and_then(|stat| self.hold(&new, &stat));
         self.fs.rename(&old, &new, how).context("rename", &old)?;
         // Two names of one file: rename(2) does nothing then, and says that it succeeded.
@@ -367,6 +377,8 @@ impl NameTree {
     pub fn link(&self, id: u64, parent: u64, name: &OsStr) -> Result<Found> {
         self.check_new_name(parent, name)?;
         self.check_changeable(id)?;
+        // Under another name it could be written to.
+        self.check_file_free("link", id)?;
         let _sharing = self.sharing.write();
         if self.kind(id)? == FileKind::File {
             self.pool.before_link(&self.volume(id)?)?;
@@ -396,11 +408,17 @@ impl NameTree {
 
     /// Opens a regular file. The kernel has checked permissions.
     pub fn open(&self, id: u64, flags: i32, caller: &Caller) -> Result<u64> {
+        let changes = opens_for_writing(flags) || flags & libc::O_TRUNC != 0;
         let volume = self.volume(id)?;
-        if volume.is_snapshot() && (opens_for_writing(flags) || flags & libc::O_TRUNC != 0) {
+        if changes && volume.is_snapshot() {
             return Err(snapshots::read_only("open for writing"));
         }
         let handle = self.add_handle(id, volume, flags, caller)?;
+        if changes {
+            // Now that it can be seen: a policy that comes into force looks for whoever writes after it did.
+            let _asking = caller.asks();
+            self.check_file_free("open for writing", id).inspect_err(|_| self.release(handle))?;
+        }
         if is_plain_reader(flags) {
             // It may be cp, which looks at `st_blocks` next and then has to ask us, see `attributes`.
             self.attributes_changed(id);
