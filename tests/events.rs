@@ -68,7 +68,7 @@ fn what_happens_is_told_with_who_asked_and_why() {
         assert!(!seen.is_empty() && seen.iter().all(|event| event["uid"] == 4321), "{seen:?}");
 
         let text = clonefs([std::ffi::OsStr::new("events"), root.as_os_str()]).success().stdout;
-        assert!(text.lines().any(|line| line.contains("  cloned     vm  from base  (user 0, process ")), "{text}");
+        assert!(text.lines().any(|line| line.contains("  cloned       vm  from base  (user 0, process ")), "{text}");
         assert!(events(&root, &["--since", "2100-01-01"]).is_empty());
         assert!(!events(&root, &["--since", "1h"]).is_empty());
 
@@ -99,6 +99,51 @@ fn an_adoption_and_a_refusal_for_another_user_are_told() {
         find(&root, "adopted", "vm");
         let status = pool.mounted().status();
         assert_eq!((status.events["adopted"], status.events["refused"]), (1, 1), "{:?}", status.events);
+    });
+}
+
+#[test]
+fn the_life_of_a_volume_is_told() {
+    on(&[Backing::Ext4], |pool| {
+        let root = pool.root().to_owned();
+        let words = |words: &str| {
+            let words = words.split(' ').map(|word| word.replace("POOL", root.to_str().unwrap()));
+            clonefs(words.collect::<Vec<_>>())
+        };
+        pool.write("base", &noise(1, 1 << 20));
+        words("clone --no-deepen POOL/base POOL/vm").success();
+        words("snapshot create POOL/vm@one").success();
+        words("resize POOL/vm 2M").success();
+        words("snapshot rollback POOL/vm@one").success();
+        words("reset POOL/vm").success();
+        words("snapshot create POOL/base POOL/vm@both").success();
+        words("snapshot rename POOL/vm@one uno").success();
+        words("snapshot remove POOL/vm@uno").success();
+        let open = fs::File::open(pool.at("vm")).unwrap();
+        words("reset POOL/vm").code(1);
+        words("resize POOL/vm 1K --shrink").code(1);
+        words("snapshot rollback POOL/vm@both").code(1);
+        drop(open);
+        words("snapshot create POOL/vm@both").code(1);
+        for (what, path, from) in [
+            ("snapshot", "vm@one", "vm"),
+            ("resized", "vm", ""),
+            ("rolled-back", "vm", "vm@one"),
+            ("reset", "vm", ""),
+            ("snapshot", "base@both", "base"),
+            ("snapshot", "vm@both", "vm"),
+            ("unsnapshot", "vm@uno", ""),
+        ] {
+            let event = find(&root, what, path);
+            assert_eq!((event["from"].as_str().unwrap_or_default(), &event["uid"]), (from, &0.into()), "{event}");
+        }
+        let refused = |why: &str| {
+            let is = |event: &Value| event["event"] == "refused" && event["why"].as_str().unwrap().contains(why);
+            wait_until(|| events(&root, &[]).iter().any(is));
+        };
+        ["reset: ", "resize: ", "snapshot: "].into_iter().for_each(refused);
+        let status = pool.mounted().status();
+        assert_eq!((status.events["snapshot"], status.events["refused"]), (3, 4), "{:?}", status.events);
     });
 }
 

@@ -152,9 +152,18 @@ fn settings_are_shown_with_where_they_come_from() {
         policy(pool, "unset", "lab", &["deepen"]).success();
         assert_eq!(policy(pool, "get", "lab/vm", &["--key", "deepen"]).success().stdout, "idle\n");
 
-        for bad in [&["--deepen", "soon"][..], &["--rate", "fast"], &["--names", "a/b"], &["--clone-name", "x"], &[]] {
+        for bad in
+            [&["--deepen", "soon"][..], &["--rate", "fast"], &["--snapshots", "hourly=0"], &["--clone-name", "x"], &[]]
+        {
             policy(pool, "set", "lab", bad).code(2);
         }
+        // What was set for a file that is gone can be taken back, and nothing is set for one that never was.
+        policy(pool, "set", "lab/vm", &["--deepen", "manual"]).success();
+        fs::remove_file(pool.at("lab/vm")).unwrap();
+        assert!(policy(pool, "list", "", &[]).success().stdout.contains("lab/vm"));
+        policy(pool, "unset", "lab/vm", &[]).success();
+        assert!(!policy(pool, "list", "", &[]).success().stdout.contains("lab/vm"));
+        policy(pool, "set", "lab/vm", &["--deepen", "manual"]).code(1);
         let said = policy(pool, "set", "lab", &["--rate", "1M"]).code(1);
         assert!(said.stderr.contains("whole pool only"), "{said:?}");
         let (program, path) = (env!("CARGO_BIN_EXE_clonefs"), pool.at("lab"));
@@ -289,6 +298,64 @@ fn what_was_read_a_moment_ago_is_copied_first() {
         let own = own().unwrap();
         wait_until(|| next(&own).is_some());
         assert_eq!(next(&own), Some(80 * MIB as i64));
+    });
+}
+
+/// Names of the snapshots of a volume, and whether a schedule made them.
+fn snapshots(pool: &Pool, of: &str) -> Vec<(String, bool)> {
+    let list = clonefs(["snapshot", "list", "--json", pool.at(of).to_str().unwrap()]).success().stdout;
+    let list: Vec<Value> = serde_json::from_str(&list).unwrap();
+    list.iter().map(|row| (row["name"].as_str().unwrap().to_owned(), row["scheduled"] == true)).collect()
+}
+
+#[test]
+fn snapshots_are_made_by_schedule_and_what_people_made_stays() {
+    on(&[Backing::Ext4], |pool| {
+        fs::create_dir(pool.at("lab")).unwrap();
+        for name in ["vm.img", "lab/a", "lab/none"] {
+            pool.write(name, name.as_bytes());
+        }
+        clonefs(["snapshot", "create", &format!("{}@mine-hourly", pool.at("vm.img").display())]).success();
+        policy(pool, "set", "lab/none", &["--snapshots", "none"]).success();
+        policy(pool, "set", "lab/a", &["--protect"]).success();
+        policy(pool, "set", "", &["--snapshots", "hourly=1,weekly=2"]).success();
+        let made = |of: &str, ending: &str| -> Vec<String> {
+            let all = snapshots(pool, of).into_iter().filter(|(name, scheduled)| *scheduled && name.ends_with(ending));
+            all.map(|(name, _)| name).collect()
+        };
+        wait_until(|| ["vm.img", "lab/a"].iter().all(|of| made(of, "Z-hourly").len() == 1));
+        wait_until(|| ["vm.img", "lab/a"].iter().all(|of| !made(of, "Z-weekly").is_empty()));
+        assert!(snapshots(pool, "lab/none").is_empty());
+        assert!(snapshots(pool, "vm.img").contains(&("mine-hourly".into(), false)));
+        let weekly = made("lab/a", "Z-weekly")[0].clone();
+        assert_eq!(fs::read(pool.at(".snapshots/lab").join(format!("a@{weekly}"))).unwrap(), b"lab/a");
+        let told = || {
+            let told = clonefs(["events", "--json", pool.root().to_str().unwrap()]).success().stdout;
+            let told: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            told.into_iter().find(|event| event["path"] == format!("lab/a@{weekly}"))
+        };
+        wait_until(|| told().is_some());
+        let told = told().unwrap();
+        assert_eq!(
+            (&told["event"], &told["why"], &told["uid"]),
+            (&"snapshot".into(), &"by schedule".into(), &Value::Null)
+        );
+
+        // A name that somebody gives it is its own from then on, and the schedule makes another one.
+        let old = format!("{}@{weekly}", pool.at("vm.img").display());
+        clonefs(["snapshot", "rename", &old, "kept-weekly"]).success();
+        policy(pool, "set", "vm.img", &["--snapshots", "weekly=1"]).success();
+        pool.crash("deepen=manual");
+        let made = |of: &str, ending: &str| {
+            snapshots(pool, of).iter().filter(|(name, scheduled)| *scheduled && name.ends_with(ending)).count()
+        };
+        wait_until(|| made("vm.img", "Z-weekly") == 1);
+        assert!(snapshots(pool, "vm.img").contains(&("kept-weekly".into(), false)));
+        assert!(snapshots(pool, "vm.img").contains(&("mine-hourly".into(), false)));
+        // What no schedule asks for any more stays.
+        assert_eq!(made("vm.img", "Z-hourly"), 1);
+        pool.unmount();
+        clonefs([Path::new("check"), pool.root()]).success();
     });
 }
 

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueHint};
 
 use super::examples;
 use crate::policy::KEYS;
-use crate::policy::value::{CloneName, Order, Pattern, Rate, When};
+use crate::policy::value::{CloneName, Order, Pattern, Rate, Schedule, When};
 
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
@@ -62,6 +62,9 @@ pub struct PolicySetArgs {
     /// Pattern that names must match which clonefs clone makes, such as '*.img'
     #[arg(long, value_name = "PATTERN")]
     pub names: Option<Pattern>,
+    /// Snapshots that are taken and kept, such as hourly=24,daily=7,weekly=4
+    #[arg(long, value_name = "SCHEDULE")]
+    pub snapshots: Option<Schedule>,
 }
 
 #[derive(Debug, Args)]

@@ -94,7 +94,7 @@ fn json(event: &Event) -> Result<Vec<u8>> {
 
 fn line(event: &Event, terminal: bool) -> Vec<u8> {
     let name = |text: &str| if terminal { text::safe(text.as_ref()) } else { text.to_owned() };
-    let mut out = format!("{}  {:<9}", event.time, event.event.word());
+    let mut out = format!("{}  {:<11}", event.time, event.event.word());
     if !event.path.is_empty() {
         out.push_str(&format!("  {}", name(&event.path)));
     }
@@ -137,7 +137,7 @@ mod tests {
     fn an_event_is_one_harmless_line() {
         let event = Event { uid: Some(7), pid: Some(9), ..Event::new(What::Refused, "a\x1b\n").because("it\nis so") };
         let text = String::from_utf8(line(&event, true)).unwrap();
-        assert!(text.ends_with("  refused    a\\u{1b}\\n  (user 7, process 9)  it\\nis so\n"), "{text}");
+        assert!(text.ends_with("  refused      a\\u{1b}\\n  (user 7, process 9)  it\\nis so\n"), "{text}");
         assert_eq!(text.lines().count(), 1);
         assert!(is_since(&event, since("1h").ok()) && !is_since(&event, Some(SystemTime::now() + PAUSE)));
     }

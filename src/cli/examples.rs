@@ -179,6 +179,7 @@ Examples:
   clonefs policy set golden/test.img --protect=false
   clonefs policy set labs --keep-linked            clones stay overlays, which take the least space
   clonefs policy set vm1.img --deepen 'by 12h'
+  clonefs policy set /srv/vms --snapshots hourly=24,daily=7,weekly=4
   clonefs policy set /srv/vms --clone-name '{stem}-clone{ext}' --names '*.img'
 
 Settings hold for all that lies below and does not say else. They belong to paths: a file that is renamed has those of

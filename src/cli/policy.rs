@@ -10,7 +10,7 @@ use super::failure::{Failure, Outcome, note};
 use super::table::{Align, Table};
 use super::{place, text};
 use crate::client;
-use crate::policy::{KEYS, Patch, Setting};
+use crate::policy::{BELOW, KEYS, Patch, Setting};
 
 /// Runs one of the commands.
 pub fn policy(command: PolicyCommand) -> Outcome {
@@ -68,6 +68,7 @@ fn set(args: PolicySetArgs) -> Outcome {
     add("rate", args.rate.map(|rate| rate.to_string().into()));
     add("clone-name", args.clone_name.map(|name| name.to_string().into()));
     add("names", args.names.map(|pattern| pattern.to_string().into()));
+    add("snapshots", args.snapshots.map(|schedule| schedule.to_string().into()));
     if patch.is_empty() {
         return Err(Failure::Usage("say what to set, such as --deepen idle".into()));
     }
@@ -75,12 +76,19 @@ fn set(args: PolicySetArgs) -> Outcome {
 }
 
 fn unset(args: PolicyUnsetArgs) -> Outcome {
-    let path = place::resolve(Some(&args.path))?;
+    // What was set for a file that is not there any more can be taken back too, through the directory it was in.
+    let there = args.path.ancestors().find(|path| !path.as_os_str().is_empty() && path.symlink_metadata().is_ok());
+    let there = there.unwrap_or(Path::new("."));
+    let gone = args.path.strip_prefix(there).unwrap_or(&args.path);
+    let path = place::resolve(Some(there))?;
     let names: Vec<String> = match args.keys.is_empty() {
         true => KEYS.iter().map(|key| (*key).to_owned()).collect(),
         false => args.keys,
     };
-    let patch: Patch = names.into_iter().map(|name| (name, Value::Null)).collect();
+    let mut patch: Patch = names.into_iter().map(|name| (name, Value::Null)).collect();
+    if !gone.as_os_str().is_empty() {
+        patch.insert(BELOW.to_owned(), gone.to_string_lossy().into());
+    }
     Ok(client::set_policy(&path, &patch)?)
 }
 

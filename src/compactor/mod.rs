@@ -1,10 +1,12 @@
 //! Background work: deepening, adoption, removal of what is not needed, and syncing what nobody syncs.
 //!
-//! Two threads. The keeper makes what was written durable within seconds and removes what was deleted. The compactor
-//! deepens: volumes in turn, a slice each, so that many make progress; it sleeps while there is nothing to do.
+//! Three threads. The keeper makes what was written durable within seconds and removes what was deleted. The compactor
+//! deepens: volumes in turn, a slice each, so that many make progress; it sleeps while there is nothing to do. The
+//! third one makes snapshots by schedule and removes old ones.
 
 mod deepen;
 mod pace;
+pub mod snapshots;
 
 use std::sync::Arc;
 use std::thread;
@@ -29,7 +31,8 @@ pub fn start(pool: &Arc<Pool>) -> Result<()> {
     pool.events().tell(Event::new(What::Mounted, ""));
     pool.events().start(pool.fs().clone())?;
     spawn(pool, "clonefs-keeper", keep)?;
-    spawn(pool, "clonefs-compact", deepen::run)
+    spawn(pool, "clonefs-compact", deepen::run)?;
+    spawn(pool, "clonefs-snap", snapshots::run)
 }
 
 fn spawn(pool: &Arc<Pool>, name: &str, body: fn(&Arc<Pool>)) -> Result<()> {

@@ -4,6 +4,7 @@
 //! that cannot be read changes nothing: the last good one stays in force, also over a restart.
 
 mod file;
+pub mod retention;
 pub mod value;
 
 use std::collections::BTreeMap;
@@ -15,10 +16,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 use crate::io::Fs;
 use crate::store::DIR;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, RwLock};
 use file::Stamp;
-use value::{CloneName, Order, Pattern, Rate, When};
+use value::{CloneName, Order, Pattern, Rate, Schedule, When};
 
 pub use file::PATH;
 
@@ -53,10 +54,13 @@ pub struct Policy {
     /// Pattern that the names of new clones must match.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub names: Option<Pattern>,
+    /// Snapshots that are taken and kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshots: Option<Schedule>,
 }
 
 /// Names of the settings.
-pub const KEYS: [&str; 7] = ["deepen", "order", "keep-linked", "protect", "rate", "clone-name", "names"];
+pub const KEYS: [&str; 8] = ["deepen", "order", "keep-linked", "protect", "rate", "clone-name", "names", "snapshots"];
 
 impl Policy {
     /// What holds where `below` says more than `self`.
@@ -69,6 +73,7 @@ impl Policy {
             rate: below.rate.or(self.rate),
             clone_name: below.clone_name.clone().or_else(|| self.clone_name.clone()),
             names: below.names.clone().or_else(|| self.names.clone()),
+            snapshots: below.snapshots.clone().or_else(|| self.snapshots.clone()),
         }
     }
 }
@@ -91,6 +96,10 @@ pub struct Listing {
     /// Why the file is not what is in force.
     pub trouble: Option<String>,
 }
+
+/// In a [`Patch`] for a directory that takes settings back: the path below it, of something that is gone, that they were
+/// set for.
+pub const BELOW: &str = "below";
 
 /// A setting that holds at a path, and the path that it comes from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -122,6 +131,8 @@ pub struct Policies {
     /// There are some; without, nothing is looked up.
     any: AtomicBool,
     protects: AtomicBool,
+    /// Grows with each change of what is in force.
+    version: AtomicU64,
 }
 
 /// The name of a path among the policies.
@@ -178,6 +189,7 @@ impl Policies {
             changing: Mutex::default(),
             any: AtomicBool::new(false),
             protects: AtomicBool::new(false),
+            version: AtomicU64::new(0),
         };
         policies.refresh(read_only);
         policies
@@ -225,10 +237,16 @@ impl Policies {
         let protects = set.policies.values().any(|policy| policy.protect == Some(true));
         self.protects.store(protects, Ordering::Release);
         *self.state.write() = State { set: Arc::new(set), trouble, stamp };
+        self.version.fetch_add(1, Ordering::AcqRel);
     }
 
     fn set_now(&self) -> Arc<Set> {
         self.state.read().set.clone()
+    }
+
+    /// A number that grows with each change.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
     }
 
     /// Whether there are none.
@@ -363,7 +381,7 @@ impl Policies {
 
 /// Whether a path is, or lies below, `.NAME.clonefs-` and six letters: what `clonefs clone` gives its name to, or
 /// removes, when it is done.
-fn is_draft(path: &Path) -> bool {
+pub fn is_draft(path: &Path) -> bool {
     path.iter().any(|name| {
         let name = name.as_encoded_bytes();
         let ending = name.len().checked_sub(DRAFT.len() + 6).map(|at| &name[at..]);

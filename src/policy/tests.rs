@@ -62,7 +62,7 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
         ("vms", "rate", "1M".into()),
         ("../x", "protect", true.into()),
         ("/x", "protect", true.into()),
-        ("x", "names", "a/b".into()),
+        ("x", "snapshots", "hourly=0".into()),
     ];
     for (path, name, value) in bad {
         let error = set(&policies, path, name, value).unwrap_err();

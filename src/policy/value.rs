@@ -1,5 +1,6 @@
 //! Values of settings: how they are written, and what they mean.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::units::{format_size, parse_size};
 
 /// The year 9999, after the epoch.
-const LAST: Duration = Duration::from_secs(253_370_764_800);
+pub(super) const LAST: Duration = Duration::from_secs(253_370_764_800);
 
 /// When a volume is deepened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,6 +199,84 @@ impl CloneName {
     }
 }
 
+/// How many snapshots of each period are kept; `none` for a tree or a volume that is to have none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Schedule(BTreeMap<Period, u32>);
+
+/// A period that snapshots are taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Period {
+    /// An hour.
+    Hourly,
+    /// A day, in UTC.
+    Daily,
+    /// Seven days, from Monday.
+    Weekly,
+}
+
+impl Period {
+    const ALL: [(&'static str, Period); 3] =
+        [("hourly", Period::Hourly), ("daily", Period::Daily), ("weekly", Period::Weekly)];
+
+    /// How long it is.
+    pub fn length(self) -> Duration {
+        match self {
+            Period::Hourly => Duration::from_secs(3600),
+            Period::Daily => Duration::from_secs(86_400),
+            Period::Weekly => Duration::from_secs(7 * 86_400),
+        }
+    }
+
+    /// What it is called.
+    pub fn called(word: &str) -> Option<Period> {
+        Period::ALL.iter().find(|(name, _)| *name == word).map(|(_, period)| *period)
+    }
+
+    /// Its name.
+    pub fn word(self) -> &'static str {
+        Period::ALL.iter().find(|(_, period)| *period == self).map_or("", |(word, _)| word)
+    }
+}
+
+impl FromStr for Schedule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Schedule, String> {
+        let bad = || format!("{text:?} is no schedule, such as \"hourly=24,daily=7,weekly=4\"");
+        let mut kept = BTreeMap::new();
+        if text == "none" {
+            return Ok(Schedule(kept));
+        }
+        for part in text.split(',') {
+            let (word, count) = part.split_once('=').ok_or_else(bad)?;
+            let period = Period::called(word.trim()).ok_or_else(bad)?;
+            let count: u32 = count.trim().parse().map_err(|_| bad())?;
+            if !(1..=1000).contains(&count) || kept.insert(period, count).is_some() {
+                return Err(bad());
+            }
+        }
+        Ok(Schedule(kept))
+    }
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("none");
+        }
+        let parts: Vec<String> = self.0.iter().map(|(period, count)| format!("{}={count}", period.word())).collect();
+        f.write_str(&parts.join(","))
+    }
+}
+
+impl Schedule {
+    /// The periods and how many snapshots of each are kept.
+    pub fn kept(&self) -> impl Iterator<Item = (Period, u32)> + '_ {
+        self.0.iter().map(|(period, count)| (*period, *count))
+    }
+}
+
 macro_rules! as_text {
     ($($name:ty),*) => {$(
         impl TryFrom<String> for $name {
@@ -216,7 +295,7 @@ macro_rules! as_text {
     )*};
 }
 
-as_text!(When, Order, Rate, Pattern, CloneName);
+as_text!(When, Order, Rate, Pattern, CloneName, Schedule);
 
 #[cfg(test)]
 mod tests {
@@ -242,6 +321,7 @@ mod tests {
         same::<Rate>(&["0", "200M", "1.5G"]);
         same::<Pattern>(&["*.img", "vm-??.qcow2"]);
         same::<CloneName>(&["{stem}-clone{ext}", "{name}.copy"]);
+        same::<Schedule>(&["hourly=24,daily=7,weekly=4", "daily=1", "none"]);
         refused::<When>(&[
             "",
             "by",
@@ -254,6 +334,16 @@ mod tests {
         refused::<Rate>(&["", "fast", "-1"]);
         refused::<Pattern>(&["", "a/b"]);
         refused::<CloneName>(&["", "{name}", "copy", "../{name}", "{name}-{n}", "{stem}{ext}"]);
+        refused::<Schedule>(&[
+            "",
+            "hourly",
+            "hourly=0",
+            "hourly=1,hourly=2",
+            "yearly=1",
+            "daily=x",
+            "hourly=9,none",
+            "daily=1001",
+        ]);
     }
 
     #[test]

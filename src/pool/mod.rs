@@ -115,6 +115,14 @@ pub trait Names: Send + Sync {
     fn path_of(&self, key: FileKey) -> Option<PathBuf>;
     /// Has the kernel hand over what it caches of a file. Called with no lock held that a write needs.
     fn flush_cached(&self, key: FileKey);
+    /// Does `work`, during which no file is given a second name. For what makes clones without a request of the kernel.
+    fn while_sharing(&self, work: &mut dyn FnMut()) {
+        work();
+    }
+    /// Does `work`, which removes a snapshot.
+    fn while_removing(&self, _snapshot: Id, work: &mut dyn FnMut()) {
+        work();
+    }
 }
 
 /// How long a token can be used.
@@ -264,6 +272,14 @@ impl Pool {
         self.names.get().and_then(Weak::upgrade)
     }
 
+    /// Does `work`, which clones, while no file is given a second name.
+    pub fn while_sharing(&self, work: &mut dyn FnMut()) {
+        match self.names() {
+            Some(names) => names.while_sharing(work),
+            None => work(),
+        }
+    }
+
     /// The backing filesystem.
     pub fn fs(&self) -> &Arc<dyn Fs> {
         &self.env.fs
@@ -291,6 +307,7 @@ impl Pool {
         patch: &Patch,
         check: impl FnOnce(&Policy, &Policy) -> Result<()>,
     ) -> Result<()> {
+        self.env.store.ensure()?;
         self.policies.change(path, patch, check)?;
         self.obey_policies();
         Ok(())

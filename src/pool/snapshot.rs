@@ -25,6 +25,8 @@ use crate::store::{DIR, SNAPSHOTS, STUBS, new_id, snapshot_path, stub_path};
 use crate::units::Id;
 use crate::volume::Volume;
 
+/// Where snapshots are seen: a directory below the root of the mount.
+pub const NAME: &str = ".snapshots";
 /// Longest name of a file in bytes.
 const NAME_MAX: usize = 255;
 
@@ -47,15 +49,17 @@ impl Drop for Prepared<'_> {
 
 impl Pool {
     /// Makes a snapshot called `name` of each of these volumes, which are at these paths: all of one moment, all durable
-    /// when it returns, all or none. `scheduled`: [`Pool::prune_snapshots`] may remove them.
+    /// when it returns, all or none. `scheduled`: a schedule asked for them, at this
+    /// time in seconds since the epoch, and [`Pool::prune_snapshots`] may remove them.
     pub fn create_snapshots(
         self: &Arc<Self>,
         volumes: &[(Arc<Volume>, PathBuf)],
         name: &str,
-        scheduled: bool,
+        scheduled: Option<i64>,
     ) -> Result<()> {
         let snapshots =
             volumes.iter().map(|(_, path)| new_snapshot(path, name, scheduled)).collect::<Result<Vec<_>>>()?;
+        self.check_place()?;
         snapshots.iter().try_for_each(|snapshot| self.check_free(snapshot))?;
         let mut sources: Vec<Arc<Volume>> = volumes.iter().map(|(volume, _)| volume.clone()).collect();
         sources.sort_by_key(|volume| volume.serial);
@@ -84,9 +88,21 @@ impl Pool {
         self.env.store.sync(number)?;
         for snapshot in made.iter().filter_map(|p| p.record.snapshot.as_ref()) {
             let event = Event::new(What::Snapshot, format!("{}@{}", snapshot.of, snapshot.name)).from(&snapshot.of);
-            self.events.tell(if scheduled { event.because("by schedule") } else { event });
+            self.events.tell(if scheduled.is_some() { event.because("by schedule") } else { event });
         }
         Ok(())
+    }
+
+    /// A pool that has its own `.snapshots` could not show any.
+    pub(super) fn check_place(&self) -> Result<()> {
+        match self.env.fs.stat(Path::new(NAME)) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            Err(e) => Err(Error::io("look at", e).at(NAME)),
+            Ok(_) => Err(Error::new(Kind::Exists, "make a snapshot")
+                .at(NAME)
+                .because("the pool has a file or directory of this name, where snapshots would be seen")
+                .remedy("rename it")),
+        }
     }
 
     fn check_free(&self, snapshot: &Snapshot) -> Result<()> {
@@ -170,7 +186,8 @@ impl Pool {
                 return Ok(());
             }
             check_name(Path::new(&snapshot.of), name)?;
-            let snapshot = Snapshot { name: name.to_owned(), ..snapshot };
+            // Whoever gives it a name wants to keep it.
+            let snapshot = Snapshot { name: name.to_owned(), scheduled: false, ..snapshot };
             self.check_free(&snapshot)?;
             self.env.store.commit(vec![Change::Volume(VolumeRecord { snapshot: Some(snapshot), ..record })])?
         };
@@ -182,23 +199,24 @@ impl Pool {
         self.env.store.catalogue().snapshot(of.to_str()?, name).map(|record| record.id)
     }
 
-    /// Removes those of the snapshots of the volume at this path that a schedule made, and of which `keep` does not want
-    /// to keep: it gets all of them with the newest first and says for each. Those that people made are never touched.
-    pub fn prune_snapshots(&self, of: &str, mut keep: impl FnMut(&Snapshot) -> bool) -> Result<usize> {
-        let mut scheduled: Vec<(Id, Snapshot)> = {
+    /// Removes those of the snapshots of the volume at this path that a schedule made and that `goes` names. Those that
+    /// people made, or have given a name to, are never touched.
+    pub fn prune_snapshots(&self, of: &str, goes: impl Fn(&Snapshot) -> bool) -> Result<()> {
+        let old: Vec<Id> = {
             let catalogue = self.env.store.catalogue();
-            let all = catalogue.snapshots_of(of).filter_map(|r| Some((r.id, r.snapshot.clone()?)));
-            all.filter(|(_, snapshot)| snapshot.scheduled).collect()
+            let all = catalogue.snapshots_of(of).filter_map(|record| Some((record.id, record.snapshot.as_ref()?)));
+            all.filter(|(_, snapshot)| snapshot.scheduled && goes(snapshot)).map(|(id, _)| id).collect()
         };
-        scheduled.sort_by(|(_, a), (_, b)| (b.made, &b.name).cmp(&(a.made, &a.name)));
-        let mut removed = 0;
-        for (id, snapshot) in scheduled {
-            if !keep(&snapshot) {
-                self.remove_snapshot(id)?;
-                removed += 1;
+        for id in old {
+            let mut result = Ok(());
+            let mut remove = || result = self.remove_snapshot(id);
+            match self.names() {
+                Some(names) => names.while_removing(id, &mut remove),
+                None => remove(),
             }
+            result?;
         }
-        Ok(removed)
+        Ok(())
     }
 
     /// A file or directory was renamed: the snapshots of what it is, or holds, follow. With `exchanged` the other's too.
@@ -248,12 +266,13 @@ impl Pool {
     }
 }
 
-fn new_snapshot(path: &Path, name: &str, scheduled: bool) -> Result<Snapshot> {
+fn new_snapshot(path: &Path, name: &str, scheduled: Option<i64>) -> Result<Snapshot> {
     check_name(path, name)?;
     let of = path.to_str().ok_or_else(|| {
         Error::new(Kind::Invalid, "make snapshot").at(path).because("the name of the volume is not UTF-8")
     })?;
-    Ok(Snapshot { of: of.to_owned(), name: name.to_owned(), made: Timestamp::now().seconds, scheduled })
+    let made = scheduled.unwrap_or_else(|| Timestamp::now().seconds);
+    Ok(Snapshot { of: of.to_owned(), name: name.to_owned(), made, scheduled: scheduled.is_some() })
 }
 
 /// Whether a snapshot of the volume at `path` can have this name: it is part of a file name.

@@ -7,6 +7,7 @@ pub mod model;
 pub mod names;
 pub mod ops;
 pub mod recover;
+pub mod relatives;
 pub mod rng;
 pub mod simfs;
 pub mod world;

@@ -9,6 +9,7 @@ use clonefs::pool::{Finished, Pool};
 
 use super::model::{Found, Model};
 use super::ops::Name;
+use super::relatives::compare_differences;
 use super::world::{Outcome, contents, file_name, fill, look, serve, snapshot_id, text, volume_at};
 use crate::common::rng::Rng;
 use crate::common::simfs::image::Image;
@@ -68,6 +69,9 @@ fn judge(fs: &Arc<SimFs>, moment: &Moment, model: &Model, options: Options, rng:
     let during = if how.nested > 0 { fs.stop_capture().0 } else { Vec::new() };
     let killed = moment.crash == Crash::Kill;
     model.explains(&found, killed)?;
+    if rng.once_in(4) {
+        compare_differences(&pool, &found)?;
+    }
     attributes(fs, model)?;
     for _ in 0..how.nested.min(during.len() as u64) {
         let again = &during[rng.below(during.len() as u64) as usize];

@@ -438,7 +438,7 @@ impl World {
             self.model.volumes[number].fresh = false;
             self.model.group.push(number);
         }
-        self.pool.create_snapshots(&volumes, "s", false).map_err(text)
+        self.pool.create_snapshots(&volumes, "s", None).map_err(text)
     }
 
     fn reset(&mut self, name: Name) -> Outcome {

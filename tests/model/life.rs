@@ -41,7 +41,7 @@ impl World {
         for name in names {
             volumes.push((self.volume(*name)?, file_name(*name)));
         }
-        match self.pool().create_snapshots(&volumes, NAME, false) {
+        match self.pool().create_snapshots(&volumes, NAME, None) {
             Err(e) if e.errno() == libc::EOPNOTSUPP => return Ok(()),
             other => other.map_err(text)?,
         }

@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod policy;
 mod run;
 
 use common::ops;

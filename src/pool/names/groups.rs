@@ -126,7 +126,7 @@ impl NameTree {
             if !group.clones.is_empty() {
                 return Err(bad_request("carry out a group", "it has both clones and snapshots"));
             }
-            return self.pool.create_snapshots(&group.snapshots, &group.name, false);
+            return self.pool.create_snapshots(&group.snapshots, &group.name, None);
         }
         for (node, member) in &group.clones {
             self.drop_privileges(*node, &member.target, caller)?;

@@ -41,6 +41,7 @@ use self::table::Table;
 use super::{Names, Pool};
 use crate::error::{Context, Error, Result};
 use crate::io::{FileKey, FileKind, FileRef, Fs, Stat};
+use crate::units::Id;
 use crate::volume::Volume;
 
 /// Name of the directory below the root that holds the pool's own files.
@@ -275,6 +276,15 @@ impl Names for NameTree {
         if let Some(id) = id {
             self.flush_node(id);
         }
+    }
+
+    fn while_sharing(&self, work: &mut dyn FnMut()) {
+        let _sharing = self.sharing.read();
+        work();
+    }
+
+    fn while_removing(&self, snapshot: Id, work: &mut dyn FnMut()) {
+        self.removing_snapshot(snapshot, work);
     }
 }
 

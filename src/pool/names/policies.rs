@@ -7,7 +7,7 @@ use super::doors::{administrators_only, bad_request, json};
 use super::{NameTree, errno, stale};
 use crate::error::{Error, Kind, Result};
 use crate::events::{Event, What};
-use crate::policy::{Patch, Policy};
+use crate::policy::{BELOW, Patch, Policy};
 
 fn protected(operation: &'static str, path: &Path) -> Error {
     Error::new(Kind::Permission, operation)
@@ -65,9 +65,12 @@ impl NameTree {
     /// Changes the settings of a node's path.
     pub(super) fn set_policy(&self, id: u64, value: &[u8], caller: &Caller) -> Result<()> {
         administrators_only("set a policy", caller)?;
-        let patch: Patch = serde_json::from_slice(value).map_err(|e| bad_request("set a policy", e))?;
-        let path = self.path(id).map_err(|_| stale())?;
-        self.pool.store().ensure()?;
+        let mut patch: Patch = serde_json::from_slice(value).map_err(|e| bad_request("set a policy", e))?;
+        let mut path = self.path(id).map_err(|_| stale())?;
+        if let Some(below) = patch.remove(BELOW) {
+            let below = below.as_str().filter(|_| patch.values().all(serde_json::Value::is_null));
+            path.push(below.ok_or_else(|| bad_request("set a policy", "there is no such file"))?);
+        }
         // It is in force by now: whoever opens a file from here on is refused, and who has it open is seen.
         let check = |before: &Policy, now: &Policy| {
             let begins = now.protect == Some(true) && before.protect != Some(true);

@@ -21,12 +21,11 @@ use crate::door::{SnapshotAction, SnapshotInfo, SnapshotRequest};
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::{Event, What};
 use crate::io::FileKind;
+use crate::pool::snapshot::NAME;
 use crate::store::{SNAPSHOTS, snapshot_path};
 use crate::units::Id;
 use crate::volume::Volume;
 
-/// Name of the directory below the root.
-pub const NAME: &str = ".snapshots";
 /// For so long something open is taken for something that is being closed.
 const PATIENCE: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
@@ -152,16 +151,21 @@ impl NameTree {
     /// Removes a snapshot by its name. The kernel has checked that the caller may remove files of this directory.
     pub(super) fn unlink_snapshot(&self, parent: u64, name: &OsStr) -> Result<()> {
         let id = self.snapshot_of(parent, name)?.ok_or_else(|| errno("remove snapshot", libc::ENOENT).at(name))?;
-        let path = snapshot_path(id);
-        let namespace = self.namespace.write();
-        let stat = self.fs.stat(&path).context("remove snapshot", name)?;
         self.check_snapshot_free(parent, name)?;
-        self.pool.remove_snapshot(id)?;
-        if let Some(stubs) = self.stubs.get() {
+        let mut result = Ok(());
+        self.removing_snapshot(id, &mut || result = self.pool.remove_snapshot(id));
+        result
+    }
+
+    /// Does `work`, which removes a snapshot, and forgets its name if that has succeeded.
+    pub(super) fn removing_snapshot(&self, id: Id, work: &mut dyn FnMut()) {
+        let path = snapshot_path(id);
+        let _namespace = self.namespace.write();
+        let before = self.fs.stat(&path);
+        work();
+        if let (Some(stubs), Ok(stat), true) = (self.stubs.get(), before, self.fs.stat(&path).is_err()) {
             self.table.lock().removed(*stubs, OsStr::new(&id.to_string()), stat);
         }
-        drop(namespace);
-        Ok(())
     }
 
     /// Snapshots of what is protected are removed by their schedule alone.
@@ -235,13 +239,13 @@ impl NameTree {
         let (volume, path) = (self.volume(node)?, self.path(node)?);
         match request.action {
             SnapshotAction::Create => {
-                self.check_place()?;
+                self.pool.check_place()?;
                 crate::pool::snapshot::check_name(&path, &request.name)?;
                 if let Some(group) = request.group {
                     return self.join_snapshots(group, volume, path, request.name, caller);
                 }
                 let _sharing = self.sharing.read();
-                self.pool.create_snapshots(&[(volume, path)], &request.name, false)
+                self.pool.create_snapshots(&[(volume, path)], &request.name, None)
             }
             SnapshotAction::Rollback => {
                 let id = self
@@ -290,17 +294,5 @@ impl NameTree {
             kernel.flush_pages(node);
         }
         self.attributes_changed(node);
-    }
-
-    /// A pool that has its own `.snapshots` could not show any.
-    pub(super) fn check_place(&self) -> Result<()> {
-        match self.fs.stat(Path::new(NAME)) {
-            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-            Err(e) => Err(Error::io("look at", e).at(NAME)),
-            Ok(_) => Err(Error::new(Kind::Exists, "make a snapshot")
-                .at(NAME)
-                .because("the pool has a file or directory of this name, where snapshots would be seen")
-                .remedy("rename it")),
-        }
     }
 }
