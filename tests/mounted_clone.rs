@@ -291,3 +291,40 @@ fn a_file_of_several_names_is_copied_and_that_is_said() {
         assert_eq!(errno(fs::metadata(pool.at("vm"))), libc::ENOENT);
     });
 }
+
+/// Whoever renames over a file never leaves its name without one.
+#[test]
+fn a_source_that_is_replaced_all_the_time_can_be_cloned() {
+    on(&[Backing::Ext4], |pool| {
+        let over = AtomicBool::new(false);
+        pool.write("a", &noise(1, 8192));
+        pool.write("source", &noise(1, 8192));
+        std::thread::scope(|scope| {
+            let pool = &*pool;
+            scope.spawn(|| {
+                for number in 0.. {
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    // A plain file and an overlay in turn.
+                    let _ = fs::remove_file(pool.at("next"));
+                    match number % 2 {
+                        0 => drop(fs::copy(pool.at("a"), pool.at("next")).unwrap()),
+                        _ => clone_through(pool, 2, "a", "next"),
+                    }
+                    fs::rename(pool.at("next"), pool.at("source")).unwrap();
+                }
+            });
+            let mut failed = Vec::new();
+            for number in 0..60 {
+                let target = pool.at(format!("clone{number}"));
+                let done = support::clonefs([Path::new("clone"), &pool.at("source"), &target]);
+                if !done.status.success() || fs::read(&target).ok() != Some(noise(1, 8192)) {
+                    failed.push(format!("{number}: {done:?}"));
+                }
+            }
+            over.store(true, Ordering::Relaxed);
+            assert!(failed.is_empty(), "{failed:#?}");
+        });
+    });
+}

@@ -189,14 +189,24 @@ impl Work<'_> {
         targets.iter().try_for_each(check_name)?;
         let mut counter = Meter::new("cloning", Unit::Items);
         let tree = self.args.recursive && std::fs::symlink_metadata(path).is_ok_and(|m| m.is_dir());
-        let source = if tree { None } else { Some(Source::open(&client::file_or_snapshot(path)?)?) };
+        let mut source = if tree { None } else { Some(Source::open(&client::file_or_snapshot(path)?)?) };
         for (n, target) in targets.iter().enumerate() {
             interrupt::check("clone")?;
-            match &source {
-                Some(source) => self.file(source, target)?,
+            match &mut source {
+                Some(source) => self.file_or_successor(source, target)?,
                 None => self.tree(path, target)?,
             }
             counter.update(n as u64 + 1, targets.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// A file that others are renamed over has its name at every moment, so a clone of that name must not fail for want of
+    /// it: what was opened can be gone when it is to be cloned.
+    fn file_or_successor(&mut self, source: &mut Source, target: &Target) -> Result<()> {
+        while let Err(error) = self.file(source, target) {
+            interrupt::check("clone")?;
+            *source = source.successor().ok_or(error)?;
         }
         Ok(())
     }

@@ -66,6 +66,12 @@ impl Source {
         &self.path
     }
 
+    /// What has its path now, if this file has lost its last name since it was opened.
+    pub fn successor(&self) -> Option<Source> {
+        let gone = rustix::fs::fstat(&self.fd).is_ok_and(|stat| stat.st_nlink == 0);
+        gone.then(|| Source::open(&self.path).ok()).flatten()
+    }
+
     /// Size in bytes when it was opened.
     pub fn size(&self) -> u64 {
         self.stat.st_size as u64

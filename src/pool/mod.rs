@@ -379,7 +379,7 @@ impl Pool {
             // The layer's own link is nothing that users should see.
             stat.nlink = stat.nlink.saturating_sub(1);
         }
-        let Some(id) = id else { return Ok(stat) };
+        let Some(id) = id else { return self.describe_unknown(path, stat) };
         stat.nlink = stat.nlink.saturating_sub(1);
         // The stub's. Never none: tar takes a file without blocks for one large hole, and looks no further.
         stat.blocks = STUB_BLOCKS;
@@ -387,7 +387,9 @@ impl Pool {
             Some(volume) => volume,
             None => {
                 let record = self.env.store.catalogue().volume(id).cloned();
-                let unwritten = |r: &VolumeRecord| !r.complete && self.env.fs.stat(&map_path(r.file)).is_err();
+                let absent = |e: std::io::Error| e.raw_os_error() == Some(libc::ENOENT);
+                let unwritten =
+                    |r: &VolumeRecord| !r.complete && self.env.fs.stat(&map_path(r.file)).is_err_and(absent);
                 if let Some(record) = record.filter(unwritten) {
                     stat.size = record.size;
                     return Ok(stat);
@@ -395,13 +397,27 @@ impl Pool {
                 self.volume(stat.key, path)?
             }
         };
-        if let State::Overlay(overlay) = &*live.gate().read() {
-            stat.size = overlay.top.size();
-            stat.blocks = STUB_BLOCKS.max(overlay.top.disk_bytes() / 512);
+        match &*live.gate().read() {
+            State::Overlay(overlay) => {
+                stat.size = overlay.top.size();
+                stat.blocks = STUB_BLOCKS.max(overlay.top.disk_bytes() / 512);
+            }
+            // Never nothing: tar and rsync would take it for an empty file, and not come to the read that fails.
+            State::Broken { .. } => stat.size = self.env.store.catalogue().volume(id).map_or(0, |r| r.size).max(1),
+            State::Plain(_) => {}
         }
         if let Some(mtime) = live.pending_mtime() {
             stat.mtime = mtime;
             stat.ctime = stat.ctime.max(mtime);
+        }
+        Ok(stat)
+    }
+
+    /// Of a file that is not known as a stub. While records are missing it can be one all the same.
+    fn describe_unknown(&self, path: &Path, mut stat: Stat) -> Result<Stat> {
+        if stat.size == 0 && !self.env.store.damage().is_empty() {
+            let volume = self.volume(stat.key, path)?;
+            stat.size = u64::from(matches!(&*volume.gate().read(), State::Broken { .. }));
         }
         Ok(stat)
     }

@@ -11,7 +11,7 @@ use crate::common::world::{Outcome, WRONG, World, contents, file_name, look, tex
 use crate::scenarios::Work;
 
 /// Ends the message of everything that is refused because something is latched.
-const LATCHED: &str = "then unmount and mount again";
+pub const LATCHED: &str = "then unmount and mount again";
 
 /// A crash of this kind now leaves what the model allows.
 fn crash(world: &World, kind: Crash, options: Options, rng: &mut Rng, drain: bool) -> Outcome {

@@ -7,8 +7,10 @@ mod common;
 mod after;
 mod full;
 mod modes;
+mod names;
 mod run;
 mod scenarios;
+mod view;
 
 use modes::Mode;
 
@@ -48,4 +50,11 @@ fn no_memory_at_any_call() {
 #[test]
 fn a_killed_daemon_at_any_call() {
     every_call(&[Mode::Kill]);
+}
+
+#[test]
+fn operations_on_names_do_all_or_nothing_whatever_call_fails() {
+    let once = [libc::EIO, libc::ENOSPC, libc::EDQUOT, libc::ENOMEM].map(Mode::Once);
+    let others = [Mode::Lasting(libc::EIO), Mode::Short(libc::EIO), Mode::Kill];
+    judge(&names::all(&[&once[..], &others].concat()), 1000);
 }

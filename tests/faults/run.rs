@@ -47,12 +47,17 @@ pub fn wanted(name: &str) -> bool {
 pub fn all(modes: &[Mode]) -> Tally {
     let work: Vec<(Scenario, Mode)> =
         ALL.iter().filter(|s| wanted(s.0)).flat_map(|s| modes.iter().map(move |m| (*s, *m))).collect();
+    in_parallel(&work, |(scenario, mode), tally| each_call(scenario, *mode, tally))
+}
+
+/// Does all pieces of work, on all processors.
+pub fn in_parallel<W: Sync>(work: &[W], each: impl Fn(&W, &mut Tally) + Sync) -> Tally {
     let next = AtomicUsize::new(0);
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get());
     let run = || {
         let mut tally = Tally::default();
-        while let Some((scenario, mode)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
-            each_call(scenario, *mode, &mut tally);
+        while let Some(piece) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
+            each(piece, &mut tally);
         }
         tally
     };

@@ -6,15 +6,16 @@ use std::sync::Arc;
 use clonefs::pool::{CloneOptions, Member};
 use clonefs::volume::Volume;
 
-use super::ops::Name;
-use super::world::{Outcome, World, differ, file_name, text};
+use super::ops::{Name, Op};
+use super::oracle::{Outcome, differ};
+use super::world::{Done, World, file_name, text, unless_refused};
 
 /// What every snapshot is called.
 const NAME: &str = "s";
 
 impl World {
     /// Clones two volumes as of one moment.
-    pub fn group(&mut self, from: [Name; 2], to: [Name; 2]) -> Outcome {
+    pub fn group(&mut self, from: [Name; 2], to: [Name; 2]) -> Outcome<Done> {
         let sources = [self.volume(from[0])?, self.volume(from[1])?];
         let targets = [self.create(to[0])?, self.create(to[1])?];
         let members: Vec<Member> = sources
@@ -22,78 +23,51 @@ impl World {
             .zip(targets)
             .map(|(source, target)| Member { source, target, options: CloneOptions::default() })
             .collect();
-        match self.pool().clone_group(&members) {
-            // A file of several names can only be copied: then the whole group is refused, and the files stay empty.
-            Err(e) if e.errno() == libc::EOPNOTSUPP => return Ok(()),
-            other => other.map_err(text)?,
+        let done = unless_refused(self.pool().clone_group(&members))?;
+        if done == Done::Refused {
+            // The whole group is, and the files stay empty.
+            to.into_iter().for_each(|name| self.oracle.create(name));
         }
-        for (from, to) in from.into_iter().zip(to) {
-            let bytes = self.bytes(from);
-            self.bases.insert(to, bytes.clone());
-            self.edit(to, |b| *b = bytes);
-        }
-        Ok(())
+        Ok(done)
     }
 
     /// Makes snapshots of some volumes, of one moment.
-    pub fn snapshot(&mut self, names: &[Name]) -> Outcome {
+    pub fn snapshot(&mut self, names: &[Name]) -> Outcome<Done> {
         let mut volumes: Vec<(Arc<Volume>, PathBuf)> = Vec::new();
         for name in names {
             volumes.push((self.volume(*name)?, file_name(*name)));
         }
-        match self.pool().create_snapshots(&volumes, NAME, None) {
-            Err(e) if e.errno() == libc::EOPNOTSUPP => return Ok(()),
-            other => other.map_err(text)?,
-        }
-        for name in names {
-            let bytes = self.bytes(*name);
-            self.snapshots.insert(*name, bytes);
-        }
-        Ok(())
+        unless_refused(self.pool().create_snapshots(&volumes, NAME, None))
     }
 
     pub fn remove_snapshot(&mut self, name: Name) -> Outcome {
         let id = self.pool().find_snapshot(&file_name(name), NAME).ok_or("the snapshot is gone")?;
-        self.snapshots.remove(&name);
         self.pool().remove_snapshot(id).map_err(text)
     }
 
     /// The volume of a name, which nobody has open.
-    fn shut(&mut self, name: Name) -> std::result::Result<Arc<Volume>, String> {
+    fn shut(&mut self, name: Name) -> Outcome<Arc<Volume>> {
         self.close_all();
         let pool = self.pool();
         let stat = pool.fs().stat(&file_name(name)).map_err(text)?;
         pool.volume(stat.key, &file_name(name)).map_err(text)
     }
 
-    pub fn roll_back(&mut self, name: Name) -> Outcome {
+    pub fn roll_back(&mut self, name: Name) -> Outcome<Done> {
         let volume = self.shut(name)?;
         let id = self.pool().find_snapshot(&file_name(name), NAME).ok_or("the snapshot is gone")?;
-        match self.pool().roll_back(&volume, id) {
-            // It has several names.
-            Err(e) if e.errno() == libc::EOPNOTSUPP => return Ok(()),
-            other => other.map_err(text)?,
-        }
-        let bytes = self.snapshots[&name].clone();
-        self.edit(name, |b| *b = bytes);
-        Ok(())
+        unless_refused(self.pool().roll_back(&volume, id))
     }
 
-    pub fn reset(&mut self, name: Name) -> Outcome {
+    /// It is refused where the volume does not read from that any more.
+    pub fn reset(&mut self, name: Name) -> Outcome<Done> {
         let volume = self.shut(name)?;
-        match self.pool().reset(&volume, None) {
-            // It does not read from that any more.
-            Err(e) if e.errno() == libc::EOPNOTSUPP => return Ok(()),
-            other => other.map_err(text)?,
-        }
-        let bytes = self.bases.get(&name).cloned().ok_or("it was reset to what it never was")?;
-        self.edit(name, |b| *b = bytes);
-        Ok(())
+        unless_refused(self.pool().reset(&volume, None))
     }
 
     /// Every snapshot shows what it showed when it was made.
     pub fn compare_snapshots(&self) -> Outcome {
-        for (name, expect) in &self.snapshots {
+        for (name, expect) in &self.oracle.snapshots {
             let pool = self.pool();
             let id = pool.find_snapshot(&file_name(*name), NAME).ok_or(format!("the snapshot of v{name} is gone"))?;
             let volume = pool.volume_by_id(id).map_err(text)?.ok_or("a snapshot has no volume")?;
@@ -105,8 +79,8 @@ impl World {
     }
 
     pub fn remove_snapshots(&mut self) -> Outcome {
-        for name in self.snapshots.keys().copied().collect::<Vec<_>>() {
-            self.remove_snapshot(name)?;
+        for name in self.oracle.snapshots.keys().copied().collect::<Vec<_>>() {
+            self.apply(&Op::RemoveSnapshot(name))?;
         }
         Ok(())
     }

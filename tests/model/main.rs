@@ -3,6 +3,7 @@
 
 mod life;
 mod ops;
+mod oracle;
 mod world;
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! The pool under test beside the model: for each name the bytes that it must have.
+//! The pool under test beside the model, below FUSE.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 use clonefs::error::Result;
-use clonefs::io::{FileKey, Fs, HostFs, Open, Rename};
+use clonefs::io::{FileKey, Fs, HostFs, Open, Rename, Whence};
 use clonefs::pool::{CloneOptions, Finished, Names, Pool, PoolOptions};
 use clonefs::units::Id;
 use clonefs::volume::fill::Filling;
 use clonefs::volume::{Pinned, State, Volume};
 
 use super::ops::{Name, Op};
+use super::oracle::{Oracle, Outcome, check_holes, data, differ, pieces};
 
 /// Finds names by looking: there are few files.
 struct Finder(Arc<dyn Fs>);
@@ -36,24 +37,32 @@ impl Names for Finder {
     fn flush_cached(&self, _key: FileKey) {}
 }
 
-/// A file of the model; hard links share one.
-#[derive(Clone, Debug, Default)]
-struct Contents(std::rc::Rc<std::cell::RefCell<Vec<u8>>>);
-
 pub struct World {
     dir: tempfile::TempDir,
     pool: Option<Arc<Pool>>,
     _names: Option<Arc<dyn Names>>,
-    model: BTreeMap<Name, Contents>,
+    pub oracle: Oracle,
     open: BTreeMap<Name, (Arc<Volume>, bool)>,
-    /// What clones were when they were made.
-    pub bases: BTreeMap<Name, Vec<u8>>,
-    /// What snapshots show, by the name that their volume had then.
-    pub snapshots: BTreeMap<Name, Vec<u8>>,
     pinned: Option<(Pinned, Vec<u8>)>,
 }
 
-pub type Outcome = std::result::Result<(), String>;
+/// Whether the pool did what it was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    Yes,
+    /// It said that it cannot, and had a reason.
+    Refused,
+}
+
+/// What is refused with EOPNOTSUPP is not done, and no error: what needs to exchange a file cannot be done to one of
+/// several names, and some filesystems cannot zero a range.
+pub fn unless_refused(result: Result<()>) -> Outcome<Done> {
+    match result {
+        Ok(()) => Ok(Done::Yes),
+        Err(e) if e.errno() == libc::EOPNOTSUPP => Ok(Done::Refused),
+        Err(e) => Err(text(e)),
+    }
+}
 
 pub fn file_name(name: Name) -> PathBuf {
     PathBuf::from(format!("v{name}.img"))
@@ -68,9 +77,8 @@ impl World {
         // Memory, if there is some: the model is about what is done, not where.
         let base = if Path::new("/dev/shm").is_dir() { PathBuf::from("/dev/shm") } else { std::env::temp_dir() };
         let dir = tempfile::tempdir_in(base).expect("a temporary directory");
-        let (model, open) = (BTreeMap::new(), BTreeMap::new());
-        let (bases, snapshots) = (BTreeMap::new(), BTreeMap::new());
-        let mut world = World { dir, pool: None, _names: None, model, open, bases, snapshots, pinned: None };
+        let (oracle, open) = (Oracle::default(), BTreeMap::new());
+        let mut world = World { dir, pool: None, _names: None, oracle, open, pinned: None };
         world.mount().expect("an empty pool opens");
         world
     }
@@ -136,145 +144,96 @@ impl World {
         let volume = pool.created(&file_name(name), file).map_err(text)?;
         volume.open_handle(true);
         self.open.insert(name, (volume.clone(), true));
-        self.model.insert(name, Contents::default());
-        self.bases.remove(&name);
         Ok(volume)
     }
 
-    pub fn edit(&mut self, name: Name, edit: impl FnOnce(&mut Vec<u8>)) {
-        edit(&mut self.model[&name].0.borrow_mut());
-    }
-
-    pub fn bytes(&self, name: Name) -> Vec<u8> {
-        self.model[&name].0.borrow().clone()
-    }
-
+    /// Does `op`, if it makes sense now, and notes what it must have done.
     pub fn apply(&mut self, op: &Op) -> Outcome {
-        let has = |world: &World, name: &Name| world.model.contains_key(name);
+        if !self.oracle.possible(op) || self.perform(op)? == Done::Refused {
+            return Ok(());
+        }
+        self.oracle.done(op)
+    }
+
+    fn perform(&mut self, op: &Op) -> Outcome<Done> {
         match op {
-            Op::Create(name) if !has(self, name) => self.create(*name).map(drop),
-            Op::Write { name, offset, len, byte } if has(self, name) => {
-                let data: Vec<u8> = (0..*len).map(|i| byte.wrapping_add((i / 512) as u8).max(1)).collect();
-                self.volume(*name)?.write(*offset, &data).map_err(text)?;
-                self.edit(*name, |bytes| put(bytes, *offset, &data));
-                Ok(())
+            Op::Create(name) => self.create(*name).map(drop)?,
+            Op::Write { name, offset, len, byte } => {
+                self.volume(*name)?.write(*offset, &data(*len, *byte)).map_err(text)?;
             }
-            Op::Sync(name) if has(self, name) => self.volume(*name)?.sync(true).map_err(text),
-            Op::SetSize { name, size } if has(self, name) => {
-                self.volume(*name)?.set_size(*size).map_err(text)?;
-                self.edit(*name, |bytes| bytes.resize(*size as usize, 0));
-                Ok(())
-            }
-            Op::Punch { name, offset, len } if has(self, name) && *len > 0 => {
+            Op::Sync(name) => self.volume(*name)?.sync(true).map_err(text)?,
+            Op::SetSize { name, size } => self.volume(*name)?.set_size(*size).map_err(text)?,
+            Op::Punch { name, offset, len } => {
                 let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
                 self.volume(*name)?.allocate(mode, *offset, *len).map_err(text)?;
-                self.edit(*name, |bytes| wipe(bytes, *offset, *len));
-                Ok(())
             }
-            Op::Zero { name, offset, len, keep_size } if has(self, name) && *len > 0 => {
+            Op::Zero { name, offset, len, keep_size } => {
                 let mode = libc::FALLOC_FL_ZERO_RANGE | if *keep_size { libc::FALLOC_FL_KEEP_SIZE } else { 0 };
-                match self.volume(*name)?.allocate(mode, *offset, *len) {
-                    // tmpfs cannot, for a plain file.
-                    Err(e) if e.errno() == libc::EOPNOTSUPP => return Ok(()),
-                    other => other.map_err(text)?,
-                }
-                self.edit(*name, |bytes| {
-                    wipe(bytes, *offset, *len);
-                    grow(bytes, if *keep_size { 0 } else { offset + len });
-                });
-                Ok(())
+                return unless_refused(self.volume(*name)?.allocate(mode, *offset, *len));
             }
-            Op::Reserve { name, offset, len, keep_size } if has(self, name) && *len > 0 => {
+            Op::Reserve { name, offset, len, keep_size } => {
                 let mode = if *keep_size { libc::FALLOC_FL_KEEP_SIZE } else { 0 };
                 self.volume(*name)?.allocate(mode, *offset, *len).map_err(text)?;
-                self.edit(*name, |bytes| grow(bytes, if *keep_size { 0 } else { offset + len }));
-                Ok(())
             }
-            Op::Clone { from, to, grow, live } if has(self, from) && !has(self, to) => {
+            Op::Clone { from, to, grow, live } => {
                 self.set_writer(*from, *live)?;
                 let source = self.volume(*from)?;
                 let target = self.create(*to)?;
-                let size = Some(self.bytes(*from).len() as u64 + grow);
+                let size = Some(self.oracle.bytes(*from).len() as u64 + grow);
                 let options = CloneOptions { size, ..CloneOptions::default() };
                 self.pool().clone_volume(&source, &target, &options).map_err(text)?;
-                let mut bytes = self.bytes(*from);
-                bytes.resize(bytes.len() + *grow as usize, 0);
-                self.bases.insert(*to, bytes.clone());
-                self.edit(*to, |b| *b = bytes);
-                Ok(())
             }
-            Op::CopyRange { from, to, offset, to_offset, len } if has(self, from) && has(self, to) && from != to => {
-                if std::rc::Rc::ptr_eq(&self.model[from].0, &self.model[to].0) {
-                    return Ok(());
-                }
-                self.copy_range(*from, *offset, *to, *to_offset, *len)
+            Op::CopyRange { from, to, offset, to_offset, len } => {
+                self.copy_range(*from, *offset, *to, *to_offset, *len)?;
             }
-            Op::CopyByPieces { from, to, piece, skip, preset_size } if has(self, from) && !has(self, to) => {
-                self.copy_by_pieces(*from, *to, *piece, *skip, *preset_size)
+            Op::CopyByPieces { from, to, piece, skip, preset_size } => {
+                self.copy_by_pieces(*from, *to, (*piece, *skip), *preset_size)?;
             }
-            Op::Pin(name) if has(self, name) => {
+            Op::Pin(name) => {
                 let volume = self.volume(*name)?;
-                match self.pool().pin(&volume) {
-                    Ok(pinned) => self.pinned = Some((pinned, self.bytes(*name))),
-                    // A file of several names cannot be held.
-                    Err(e) if e.errno() == libc::EOPNOTSUPP => {}
-                    Err(e) => return Err(text(e)),
-                }
-                Ok(())
+                let pinned =
+                    self.pool().pin(&volume).map(|pinned| self.pinned = Some((pinned, self.oracle.bytes(*name))));
+                return unless_refused(pinned);
             }
-            Op::Unpin => {
-                self.pinned = None;
-                Ok(())
-            }
-            Op::Fill { name, bytes } if has(self, name) => self.fill(*name, *bytes),
-            Op::Adopt(name) if has(self, name) => {
+            Op::Unpin => self.pinned = None,
+            Op::Fill { name, bytes } => self.fill(*name, *bytes)?,
+            Op::Adopt(name) => {
                 let volume = self.volume(*name)?;
-                self.pool().adopt_parent(&volume, &|| false).map(drop).map_err(text)
+                self.pool().adopt_parent(&volume, &|| false).map_err(text)?;
             }
-            Op::AdoptFrozen => {
-                let ids: Vec<Id> = self.pool().store().catalogue().layers().map(|l| l.id).collect();
-                for id in ids {
-                    if let Some(layer) = self.pool().frozen_layer(id).map_err(text)? {
-                        self.pool().adopt_frozen(&layer, &|| false).map_err(text)?;
-                    }
-                }
-                Ok(())
-            }
-            Op::Finish(name) if has(self, name) => {
+            Op::AdoptFrozen => self.adopt_frozen()?,
+            Op::Finish(name) => {
                 let volume = self.volume(*name)?;
-                self.pool().finish(&volume).map(drop).map_err(text)
+                self.pool().finish(&volume).map_err(text)?;
             }
-            Op::Remove(name) if has(self, name) => self.remove(*name),
-            Op::Rename { from, to } if has(self, from) && from != to => self.rename(*from, *to),
-            Op::Link { from, to } if has(self, from) && !has(self, to) => {
+            Op::Remove(name) => self.remove(*name)?,
+            Op::Rename { from, to } => self.rename(*from, *to)?,
+            Op::Link { from, to } => {
                 let volume = self.volume(*from)?;
                 self.pool().before_link(&volume).map_err(text)?;
                 self.pool().fs().link(&file_name(*from), &file_name(*to)).map_err(text)?;
-                let contents = self.model[from].clone();
-                self.model.insert(*to, contents);
-                self.bases.remove(to);
-                self.bases.get(from).cloned().map(|base| self.bases.insert(*to, base));
-                Ok(())
             }
-            Op::Group { from, to } => {
-                let there = from.iter().all(|name| has(self, name)) && from[0] != from[1];
-                let free = to[0] != to[1] && !to.iter().any(|name| has(self, name));
-                if there && free { self.group(*from, *to) } else { Ok(()) }
-            }
-            Op::Snapshot(names) => {
-                let fresh = |name: &Name| has(self, name) && !self.snapshots.contains_key(name);
-                let twice = names.len() == 2 && names[0] == names[1];
-                if names.iter().all(fresh) && !twice { self.snapshot(names) } else { Ok(()) }
-            }
-            Op::RemoveSnapshot(name) if self.snapshots.contains_key(name) => self.remove_snapshot(*name),
-            Op::Rollback(name) if has(self, name) && self.snapshots.contains_key(name) => self.roll_back(*name),
-            Op::Reset(name) if has(self, name) => self.reset(*name),
-            Op::Flush => self.pool().flush().map_err(text),
-            Op::Reap => self.pool().reap_dead().map_err(text),
-            Op::Remount => self.remount(true),
-            Op::KillAndRemount => self.remount(false),
-            _ => Ok(()),
+            Op::Group { from, to } => return self.group(*from, *to),
+            Op::Snapshot(names) => return self.snapshot(names),
+            Op::RemoveSnapshot(name) => self.remove_snapshot(*name)?,
+            Op::Rollback(name) => return self.roll_back(*name),
+            Op::Reset(name) => return self.reset(*name),
+            Op::Flush => self.pool().flush().map_err(text)?,
+            Op::Reap => self.pool().reap_dead().map_err(text)?,
+            Op::Remount => self.remount(true)?,
+            Op::KillAndRemount => self.remount(false)?,
         }
+        Ok(Done::Yes)
+    }
+
+    fn adopt_frozen(&mut self) -> Outcome {
+        let ids: Vec<Id> = self.pool().store().catalogue().layers().map(|l| l.id).collect();
+        for id in ids {
+            if let Some(layer) = self.pool().frozen_layer(id).map_err(text)? {
+                self.pool().adopt_frozen(&layer, &|| false).map_err(text)?;
+            }
+        }
+        Ok(())
     }
 
     fn copy_range(&mut self, from: Name, offset: u64, to: Name, to_offset: u64, len: u64) -> Outcome {
@@ -287,38 +246,20 @@ impl World {
                 copied => done += copied,
             }
         }
-        let bytes = self.bytes(from);
-        let start = (offset as usize).min(bytes.len());
-        let end = ((offset + len) as usize).min(bytes.len());
-        if done != (end - start) as u64 {
-            return Err(format!("copied {done} bytes of {}", end - start));
-        }
-        if start < end {
-            self.edit(to, |b| put(b, to_offset, &bytes[start..end]));
-        }
-        Ok(())
+        let there = (self.oracle.bytes(from).len() as u64).saturating_sub(offset).min(len);
+        if done == there { Ok(()) } else { Err(format!("copied {done} bytes of {there}")) }
     }
 
-    fn copy_by_pieces(&mut self, from: Name, to: Name, piece: u64, skip: u64, preset_size: bool) -> Outcome {
-        let size = self.bytes(from).len() as u64;
+    fn copy_by_pieces(&mut self, from: Name, to: Name, (piece, skip): (u64, u64), preset_size: bool) -> Outcome {
+        let size = self.oracle.bytes(from).len() as u64;
         let target = self.create(to)?;
         if preset_size {
             target.set_size(size).map_err(text)?;
-            self.edit(to, |b| b.resize(size as usize, 0));
         }
-        let mut at = 0;
-        let mut number = 0;
-        while at < size {
-            // As for a file with holes: some pieces are left out.
-            if skip == 0 || number % 4 != skip - 1 {
-                self.copy_range(from, at, to, at, piece.min(size - at))?;
-            }
-            at += piece;
-            number += 1;
+        for (at, len) in pieces(size, piece, skip) {
+            self.copy_range(from, at, to, at, len)?;
         }
-        target.set_size(size).map_err(text)?;
-        self.edit(to, |b| b.resize(size as usize, 0));
-        Ok(())
+        target.set_size(size).map_err(text)
     }
 
     fn fill(&mut self, name: Name, most: u64) -> Outcome {
@@ -335,7 +276,6 @@ impl World {
         let pool = self.pool();
         let key = pool.fs().stat(&file_name(name)).map_err(text)?.key;
         pool.fs().unlink(&file_name(name)).map_err(text)?;
-        self.model.remove(&name);
         pool.removed(key);
         self.close(name);
         Ok(())
@@ -357,10 +297,6 @@ impl World {
             volume.set_path(&file_name(to));
             self.open.insert(to, (volume, write));
         }
-        let contents = self.model.remove(&from).expect("the caller looked");
-        self.model.insert(to, contents);
-        self.bases.remove(&to);
-        self.bases.remove(&from).map(|base| self.bases.insert(to, base));
         Ok(())
     }
 
@@ -389,9 +325,9 @@ impl World {
 
     /// Every volume has the model's bytes, through an open handle.
     pub fn compare(&mut self) -> Outcome {
-        for name in self.model.keys().copied().collect::<Vec<_>>() {
+        for name in self.oracle.names() {
             let volume = self.volume(name)?;
-            let expect = self.bytes(name);
+            let expect = self.oracle.bytes(name);
             let size = volume.size().map_err(text)?;
             if size != expect.len() as u64 {
                 return Err(format!("v{name} has {size} bytes instead of {}", expect.len()));
@@ -408,7 +344,7 @@ impl World {
                 return Err(format!("read {got} bytes of v{name} instead of {}", expect.len()));
             }
             differ(&format!("v{name}"), &bytes[..got], &expect)?;
-            check_holes(&volume, &expect).map_err(|why| format!("v{name}: {why}"))?;
+            check_holes(&expect, |at, data| next(&volume, at, data)).map_err(|why| format!("v{name}: {why}"))?;
         }
         self.compare_snapshots()?;
         if let Some((pinned, expect)) = &self.pinned {
@@ -424,7 +360,7 @@ impl World {
         self.pinned = None;
         self.remove_snapshots()?;
         for _ in 0..4 {
-            for name in self.model.keys().copied().collect::<Vec<_>>() {
+            for name in self.oracle.names() {
                 self.apply(&Op::Adopt(name))?;
                 for _ in 0..40 {
                     self.fill(name, u64::MAX)?;
@@ -438,7 +374,7 @@ impl World {
             self.pool().reap_dead().map_err(text)?;
             self.compare()?;
         }
-        let linked = self.model.values().any(|c| std::rc::Rc::strong_count(&c.0) > 1);
+        let linked = self.oracle.has_links();
         self.remount(true)?;
         self.compare()?;
         for name in self.open.keys().copied().collect::<Vec<_>>() {
@@ -448,10 +384,10 @@ impl World {
         if linked {
             return Ok(());
         }
-        for (name, contents) in &self.model {
-            let bytes = std::fs::read(self.dir.path().join(file_name(*name))).map_err(text)?;
-            differ(&format!("the plain file v{name}"), &bytes, &contents.0.borrow())?;
-            let attribute = self.pool().fs().get_xattr(&file_name(*name), &OsString::from("user.clonefs.stub"));
+        for name in self.oracle.names() {
+            let bytes = std::fs::read(self.dir.path().join(file_name(name))).map_err(text)?;
+            differ(&format!("the plain file v{name}"), &bytes, &self.oracle.bytes(name))?;
+            let attribute = self.pool().fs().get_xattr(&file_name(name), &OsString::from("user.clonefs.stub"));
             if attribute.is_ok() {
                 return Err(format!("the plain file v{name} is marked as a stub"));
             }
@@ -467,57 +403,11 @@ impl World {
     }
 }
 
-fn put(bytes: &mut Vec<u8>, offset: u64, data: &[u8]) {
-    if data.is_empty() {
-        return;
+/// Next data, or hole, of a volume.
+fn next(volume: &Volume, at: u64, data: bool) -> Outcome<Option<u64>> {
+    match volume.seek(at, if data { Whence::Data } else { Whence::Hole }) {
+        Ok(found) => Ok(Some(found)),
+        Err(e) if e.errno() == libc::ENXIO => Ok(None),
+        Err(e) => Err(text(e)),
     }
-    grow(bytes, offset + data.len() as u64);
-    bytes[offset as usize..offset as usize + data.len()].copy_from_slice(data);
-}
-
-fn grow(bytes: &mut Vec<u8>, len: u64) {
-    if bytes.len() < len as usize {
-        bytes.resize(len as usize, 0);
-    }
-}
-
-fn wipe(bytes: &mut [u8], offset: u64, len: u64) {
-    let end = ((offset + len) as usize).min(bytes.len());
-    if (offset as usize) < end {
-        bytes[offset as usize..end].fill(0);
-    }
-}
-
-pub fn differ(what: &str, got: &[u8], expect: &[u8]) -> Outcome {
-    if got.len() != expect.len() {
-        return Err(format!("{what} has {} bytes instead of {}", got.len(), expect.len()));
-    }
-    match got.iter().zip(expect).position(|(a, b)| a != b) {
-        None => Ok(()),
-        Some(at) => Err(format!("{what} has {:#04x} instead of {:#04x} at byte {at}", got[at], expect[at])),
-    }
-}
-
-/// Whatever the volume calls a hole must be zeros.
-fn check_holes(volume: &Volume, expect: &[u8]) -> Outcome {
-    use clonefs::io::Whence;
-    let mut at = 0;
-    while at < expect.len() as u64 {
-        let data = match volume.seek(at, Whence::Data) {
-            Ok(data) => data,
-            Err(e) if e.errno() == libc::ENXIO => expect.len() as u64,
-            Err(e) => return Err(text(e)),
-        };
-        if let Some(bad) = expect[at as usize..data as usize].iter().position(|b| *b != 0) {
-            return Err(format!("byte {} is called a hole, but is not zero", at as usize + bad));
-        }
-        if data == expect.len() as u64 {
-            break;
-        }
-        at = volume.seek(data, Whence::Hole).map_err(text)?;
-        if at <= data {
-            return Err(format!("the hole after byte {data} is at {at}"));
-        }
-    }
-    Ok(())
 }

@@ -1,7 +1,8 @@
 //! Everything at once on a real mount: many writers that verify what they wrote, clones every 50 ms that are compared
 //! with themselves later, deepening, adoption, deletions, and a watchdog that names what hangs.
 //!
-//! `CLONEFS_STRESS_SECONDS` sets the length; `scripts/soak stress` runs it for ten minutes.
+//! `CLONEFS_STRESS_SECONDS` sets the length: `scripts/test` runs it for one minute, alone, and `scripts/soak stress` for
+//! ten.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -109,7 +110,7 @@ fn stress(kind: Backing, length: Duration) {
 
 /// One filesystem without shared blocks, one with.
 #[test]
-#[ignore = "run by scripts/soak"]
+#[ignore = "run alone, by scripts/test and scripts/soak"]
 fn everything_at_once() {
     if !support::ready() || !writers::can_run() {
         return;

@@ -343,7 +343,11 @@ impl NameTree {
         let namespace = self.namespace.write();
         let (old, new) = (self.join(from.0, from.1)?, self.join(to.0, to.1)?);
         let source = self.fs.stat(&old).context("rename", &old)?;
-        let there = self.fs.stat(&new).ok();
+        // Not knowing what is there is not the same as nothing being there.
+        let there = match self.fs.stat(&new) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => None,
+            other => Some(other.context("rename", &new)?),
+        };
         self.check_free_below("rename", &old)?;
         if there.is_some() {
             self.check_free_below("rename over", &new)?;
@@ -388,14 +392,14 @@ impl NameTree {
         let (directory, path) = (self.path(parent)?, self.join(parent, name)?);
         let (old, stat) = self.verified(id)?;
         self.fs.link(&old, &path).context("link", &path)?;
+        let stat = self.fs.stat(&path).map(|now| Stat { nlink: now.nlink, ..stat }).unwrap_or(stat);
         let (node, generation) = {
             let mut table = self.table.lock();
             let id = table.enter(parent, name, stat.key, stat.kind());
             (id, table.node(id).map_or(0, |node| node.generation))
         };
-        let stat = self.fs.stat(&path).context("look at", &path)?;
         drop((lock, namespace));
-        self.made(&directory, Ok(()))?;
+        self.made(&directory, Ok(())).inspect_err(|_| self.forget(node, 1))?;
         self.found(node, generation, &path, stat)
     }
 
