@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use clonefs::mount::table;
-use support::{Backing, Mount, as_user, clonefs, errno, get_xattr, is_running, on, on_each_filesystem, wait_until};
+use support::{
+    Backing, Mount, as_user, clonefs, errno, get_xattr, is_running, noise, on, on_each_filesystem, wait_until,
+};
 use tempfile::TempDir;
 
 fn entry(path: &Path) -> Option<table::Entry> {
@@ -538,5 +540,22 @@ fn a_link_to_the_pool_is_as_good_as_the_pool() {
         assert_eq!(entry(pool.root()), None);
         drop(mount);
         pool.mount("");
+    });
+}
+
+/// A layer's map is not even touched before the data is on the disk, so it tells that the data is.
+#[test]
+fn what_nobody_syncs_is_made_durable_by_itself() {
+    on_each_filesystem(|pool| {
+        pool.write("base", &noise(1, 1 << 20));
+        pool.clone("base", "vm");
+        let file = fs::File::options().write(true).open(pool.at("vm")).unwrap();
+        file.write_all_at(&noise(2, 9000), 3000).unwrap();
+        let layers = pool.below(".clonefs/layers");
+        let noted = |entry: fs::DirEntry| {
+            let is_map = entry.path().extension().is_some_and(|extension| extension == "map");
+            is_map && entry.metadata().is_ok_and(|map| map.len() > clonefs::store::log::HEADER)
+        };
+        wait_until(|| fs::read_dir(&layers).unwrap().any(|entry| entry.is_ok_and(noted)));
     });
 }

@@ -8,6 +8,7 @@ mod after;
 mod full;
 mod modes;
 mod names;
+mod restart;
 mod run;
 mod scenarios;
 mod view;
@@ -57,4 +58,9 @@ fn operations_on_names_do_all_or_nothing_whatever_call_fails() {
     let once = [libc::EIO, libc::ENOSPC, libc::EDQUOT, libc::ENOMEM].map(Mode::Once);
     let others = [Mode::Lasting(libc::EIO), Mode::Short(libc::EIO), Mode::Kill];
     judge(&names::all(&[&once[..], &others].concat()), 1000);
+}
+
+#[test]
+fn after_a_failed_sync_and_a_new_start_syncs_count_again() {
+    judge(&restart::all(), 20);
 }

@@ -272,7 +272,7 @@ impl Expected {
         for (path, is) in seen {
             let known = [self.before.get(path), self.after.get(path)];
             let same = known.iter().flatten().any(|then| then.kind == is.kind && then.bytes == is.bytes);
-            let fresh = self.before.get(path).is_none() && is.bytes.is_empty();
+            let fresh = !self.before.contains_key(path) && is.bytes.is_empty();
             // A directory's new name and its old one are one change; what is in it goes with it.
             if !same && !fresh {
                 return Err(format!("{path} is neither as before nor as after"));

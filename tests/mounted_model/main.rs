@@ -39,12 +39,8 @@ pub enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let store = (0u8..6, 0u64..400 << 10, 1u64..70_000, 1u8..255).prop_map(|(name, offset, len, byte)| Step::Store {
-        name,
-        offset,
-        len,
-        byte,
-    });
+    let store = (0u8..6, 0u64..400 << 10, 1u64..70_000, 1u8..255)
+        .prop_map(|(name, offset, len, byte)| Step::Store(name, offset, len, byte));
     let step = prop_oneof![16 => ops::any().prop_map(Step::Op), 2 => store, 1 => (0u8..6).prop_map(Step::Close)];
     prop::collection::vec(step, 1..40)
 }

@@ -77,3 +77,22 @@ fn planted_bugs_are_seen() {
         assert!(!tally.violations.is_empty(), "{lie:?} went unseen in {} states", tally.states);
     }
 }
+
+/// An adoption without one of its steps must be found out as well.
+#[test]
+fn bugs_planted_into_adoption_are_seen() {
+    for lie in [Lie::None, Lie::UnmarkedAdoption, Lie::UnsyncedHeir, Lie::UnsyncedAdoption] {
+        let options = Options { lie, ..Options::default() };
+        let tally = run::adoptions(&Plan { seed: 1, options, each: 8, share: 1 });
+        println!("{lie:?}: {} of {} states wrong", tally.violations.len(), tally.states);
+        let seen = !tally.violations.is_empty();
+        assert_eq!(seen, lie != Lie::None, "{lie:?} in {} states: {:?}", tally.states, tally.violations.first());
+    }
+}
+
+#[test]
+fn what_the_keeper_has_written_out_survives_a_power_cut() {
+    let tally = run::kept(number("CLONEFS_SIM_SEED", 1));
+    report("kept", &tally);
+    assert!(tally.states >= 40);
+}

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::common::ops::{ALL, MORE, Op, PREFIXES};
 use crate::common::recover::{Thorough, examine};
 use crate::common::rng::Rng;
-use crate::common::simfs::{Moment, Options, SimFs};
+use crate::common::simfs::{Crash, Moment, Options, POWER, SimFs};
 use crate::common::world::{Outcome, World};
 
 /// What is tried.
@@ -138,6 +138,59 @@ fn judge(world: &World, moments: &[Moment], plan: &Plan, rng: &mut Rng, tally: &
         examine(moment, &world.model, plan.options, rng, how).map_err(|why| {
             format!("crash {:?} before call {}, {:?}: {why}", moment.crash, moment.call + 1, moment.before)
         })?;
+    }
+    Ok(())
+}
+
+/// Adoptions of what was written to in some way, and of what was not.
+pub fn adoptions(plan: &Plan) -> Tally {
+    let mut tally = Tally::default();
+    // The prefixes in which a source, or a frozen layer, has one heir left.
+    for prefix in [4, 5] {
+        for before in [Op::Write(1), Op::Append(1), Op::Punch(1), Op::Shrink(1), Op::Fsync(1)] {
+            let ops = [before, Op::Adopt(1)];
+            sequence(plan, prefix, &ops, seed_of(plan.seed, prefix, &ops), &mut tally);
+        }
+    }
+    tally
+}
+
+/// What is written and not synced, and then written out as it is every few seconds: no power cut takes it away.
+pub fn kept(seed: u64) -> Tally {
+    const WRITTEN: [&[Op]; 4] = [
+        &[Op::Write(0), Op::Append(1)],
+        &[Op::Punch(1), Op::Clone(1, 2), Op::Write(2)],
+        &[Op::Shrink(1), Op::Grow(1), Op::Write(1)],
+        &[Op::Clone(0, 2), Op::Write(0), Op::Append(2), Op::Close(2)],
+    ];
+    let mut tally = Tally::default();
+    for ops in WRITTEN {
+        let mut rng = Rng::new(seed);
+        if let Err(why) = keep(ops, &mut rng, &mut tally) {
+            tally.violations.push(format!("seed {seed}\n  {ops:?}\n  {why}"));
+        }
+    }
+    tally
+}
+
+fn keep(ops: &[Op], rng: &mut Rng, tally: &mut Tally) -> Outcome {
+    let options = Options::default();
+    let mut world = World::new(SimFs::new(options), options.sync_names)?;
+    let (_, prefix) = PREFIXES[3];
+    tally.sequences += 1;
+    for op in prefix.iter().chain(ops).chain([&Op::Keep]) {
+        world.apply(*op)?;
+        world.acknowledge(*op);
+    }
+    for name in world.model.present() {
+        let number = world.model.get(name).expect("it is present");
+        world.model.synced(number, true);
+    }
+    for crash in POWER.into_iter().chain([Crash::LoseAll, Crash::Random, Crash::Random, Crash::Random]) {
+        tally.states += 1;
+        let moment = Moment { image: world.fs.crash(crash, rng), crash, call: 0, before: String::new() };
+        let how = Thorough { nested: 0, drain: false };
+        examine(&moment, &world.model, options, rng, how).map_err(|why| format!("{crash:?}: {why}"))?;
     }
     Ok(())
 }

@@ -140,6 +140,7 @@ impl State {
 
     pub fn write(&mut self, ino: u64, data: &[u8], offset: u64) -> io::Result<()> {
         self.run_delayed(ino);
+        self.notice(ino, data);
         let misplaced = self.options.lie == Lie::MisplacedWrite && self.label(ino).ends_with(".data");
         let offset = if misplaced && data.len() as u64 == BLOCK { offset + BLOCK } else { offset };
         let mut done = 0;
@@ -282,7 +283,7 @@ impl State {
         Ok(())
     }
 
-    fn label(&self, ino: u64) -> &str {
+    pub(super) fn label(&self, ino: u64) -> &str {
         self.labels.get(&ino).map_or("", String::as_str)
     }
 
@@ -304,16 +305,7 @@ impl State {
     }
 
     pub fn sync_file(&mut self, ino: u64, attributes: bool) {
-        let label = self.label(ino);
-        let lies = match self.options.lie {
-            Lie::NoFileSync => true,
-            Lie::NoDataSync => label.ends_with(".data"),
-            Lie::NoMapSync => label.ends_with(".map"),
-            Lie::NoJournalSync => label == "journal" || label.len() == 16,
-            Lie::NoTemporarySync => label.len() == 16 && !label.contains('.'),
-            _ => false,
-        };
-        if lies {
+        if self.leaves_out_sync(ino) {
             return;
         }
         let names = self.options.sync_names;

@@ -12,6 +12,7 @@ mod calls;
 mod crash;
 mod disk;
 pub mod image;
+mod lies;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -73,6 +74,12 @@ pub enum Lie {
     DelayedPunch,
     /// Writes of a whole block to a layer's data go to the block after it.
     MisplacedWrite,
+    /// As if an adoption began to copy before it is durable that the layer is given away.
+    UnmarkedAdoption,
+    /// As if an adoption copied blocks before the heir's own copies of them are durable.
+    UnsyncedHeir,
+    /// As if an adoption switched to a file before what it copied there is durable.
+    UnsyncedAdoption,
 }
 
 /// Switches.
@@ -118,6 +125,8 @@ struct State {
     log: Option<Vec<String>>,
     capture: Option<crash::Capture>,
     delayed: Vec<(u64, u64, u64)>,
+    /// An adoption that is going on.
+    adoption: Option<lies::Adoption>,
 }
 
 impl State {
@@ -136,6 +145,7 @@ impl State {
             log: None,
             capture: None,
             delayed: Vec::new(),
+            adoption: None,
         }
     }
 
