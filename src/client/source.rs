@@ -19,6 +19,9 @@ use crate::error::{Error, Kind, Result};
 /// Half of the time for which the daemon takes a token.
 const TOKEN_LIFE: Duration = Duration::from_secs(30);
 
+/// Times to open a file that is replaced all the time.
+const TRIES: usize = 100;
+
 /// An open regular file that is to be cloned, once or many times.
 pub struct Source {
     fd: OwnedFd,
@@ -32,6 +35,13 @@ pub struct Source {
 impl Source {
     /// Opens `path`, through symbolic links, for reading.
     pub fn open(path: &Path) -> Result<Source> {
+        for _ in 1..TRIES {
+            match Self::open_at(CWD, path.as_os_str(), path, AtFlags::empty(), None) {
+                // Another file was renamed over it between two steps.
+                Err(error) if error.os_error() == Some(libc::ESTALE) => {}
+                other => return other,
+            }
+        }
         Self::open_at(CWD, path.as_os_str(), path, AtFlags::empty(), None)
     }
 

@@ -34,6 +34,8 @@ pub struct Scan {
     pub valid: u64,
     /// There are bytes other than zeros after the valid part.
     pub torn: bool,
+    /// How many records are known to have been on disk, because a later one says so, and where the last of them ends.
+    durable: (u64, u64),
 }
 
 /// Why a log cannot be used.
@@ -142,6 +144,7 @@ pub fn scan(bytes: &[u8], magic: &[u8; 8], salt: u64) -> Result<Scan, Flaw> {
     }
     let mut scan = Scan { valid: HEADER, ..Scan::default() };
     let mut at = HEADER as usize;
+    let (mut ends, mut durable) = (Vec::new(), 0);
     while let Some(record) = record_at(bytes, at, salt) {
         if record.sequence != scan.records.len() as u64 + 1 {
             return Err(Flaw::Middle(at as u64));
@@ -150,7 +153,11 @@ pub fn scan(bytes: &[u8], magic: &[u8; 8], salt: u64) -> Result<Scan, Flaw> {
         // The padding of the last record may be cut off by a crash; nothing in it matters.
         at = record.next;
         scan.valid = at as u64;
+        ends.push(scan.valid);
+        durable = record.durable.max(durable);
     }
+    let known = ends.get(durable.saturating_sub(1) as usize).filter(|_| durable > 0);
+    scan.durable = known.map_or((0, 0), |end| (durable, *end));
     let rest = bytes.get(at..).unwrap_or_default();
     scan.torn = rest.iter().any(|&b| b != 0);
     if scan.torn && find_record(bytes, at, salt, scan.records.len() as u64 + 1) {
@@ -191,6 +198,8 @@ pub struct Log {
     sequence: u64,
     /// Last record that is known to be durable.
     durable: AtomicU64,
+    /// Up to here the disk has the log for certain; what follows another daemon has written, and may not have synced.
+    certain: u64,
     /// Space is reserved up to here.
     reserved: u64,
     /// An append failed half-way: the tail may hold part of a record, and only a new file can follow.
@@ -206,7 +215,8 @@ impl Log {
         // KEEP_SIZE: the end of the file stays the end of the log. A filesystem that cannot reserve just does not.
         let reserved = if file.allocate(libc::FALLOC_FL_KEEP_SIZE, 0, reserve).is_ok() { reserve } else { u64::MAX };
         file.write_at(&header(magic, salt), 0)?;
-        Ok(Log { file, salt, tail: HEADER, sequence: 0, durable: AtomicU64::new(0), reserved, broken: false })
+        let (tail, durable) = (HEADER, AtomicU64::new(0));
+        Ok(Log { file, salt, tail, sequence: 0, durable, certain: tail, reserved, broken: false })
     }
 
     /// Goes on after the valid part of a scanned log. A torn end is cut off and the cut made durable first (R4).
@@ -218,9 +228,10 @@ impl Log {
         if scan.torn {
             file.sync_data()?;
         }
-        let sequence = scan.records.len() as u64;
-        let durable = AtomicU64::new(sequence);
-        Ok(Log { file, salt, tail: scan.valid, sequence, durable, reserved: scan.valid, broken: false })
+        let (sequence, tail) = (scan.records.len() as u64, scan.valid);
+        let (durable, certain) = scan.durable;
+        let durable = AtomicU64::new(durable);
+        Ok(Log { file, salt, tail, sequence, durable, certain, reserved: tail, broken: false })
     }
 
     /// Appends one record; not durable until [`Log::file`] is synced. After a failure the log takes no more.
@@ -231,6 +242,7 @@ impl Log {
         if payload.len() > MAX_PAYLOAD {
             return Err(io::Error::from_raw_os_error(libc::EFBIG));
         }
+        self.write_again()?;
         let bytes = encode(self.salt, self.sequence + 1, self.durable.load(Ordering::Acquire), payload);
         let end = self.tail + bytes.len() as u64;
         if end > self.reserved {
@@ -249,6 +261,18 @@ impl Log {
         }
         self.tail = end;
         self.sequence += 1;
+        Ok(())
+    }
+
+    /// Before the first append: writes the end of the log once more. If the last sync of the daemon before failed, the
+    /// kernel shows what it appended and will never write it (R14); a record after that would come to stand behind a gap.
+    fn write_again(&mut self) -> io::Result<()> {
+        if self.certain < self.tail {
+            let mut bytes = vec![0; (self.tail - self.certain) as usize];
+            let got = self.file.read_at(&mut bytes, self.certain)?;
+            self.file.write_at(&bytes[..got], self.certain)?;
+            self.certain = self.tail;
+        }
         Ok(())
     }
 

@@ -16,25 +16,28 @@ pub fn all() -> Tally {
     in_parallel(&syncs.collect::<Vec<_>>(), |scenario, tally| {
         tally.operations += 1;
         for at in 1.. {
-            match one(scenario, at) {
+            let mut called = String::new();
+            match one(scenario, at, &mut called) {
                 Ok(Some(failed)) => tally.failed += u64::from(failed),
                 Ok(None) => break,
-                Err(why) => tally.violations.push(format!("{} (call {at}): {why}", scenario.0)),
+                Err(why) => tally.violations.push(format!("{} (call {at}: {called}): {why}", scenario.0)),
             }
         }
     })
 }
 
 /// One sync with one failure. `None`: it did not come to that call; whether the sync failed.
-fn one(scenario: &Scenario, at: u64) -> Outcome<Option<bool>> {
+fn one(scenario: &Scenario, at: u64, called: &mut String) -> Outcome<Option<bool>> {
     let Work::Do(op) = scenario.2 else { return Ok(None) };
     let mut world = World::new(SimFs::new(Options::default()), true)?;
     for before in scenario.1 {
         world.apply(*before)?;
         world.acknowledge(*before);
     }
+    world.fs.start_log();
     world.fs.set_fault(Some(Mode::Once(libc::EIO).fault(at)));
     let result = world.apply(op);
+    *called = world.fs.take_log().get(at as usize - 1).cloned().unwrap_or_default();
     let hit = world.fs.failed() > 0;
     world.fs.set_fault(None);
     if !hit {
