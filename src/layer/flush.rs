@@ -4,7 +4,7 @@ use crate::sync::atomic::Ordering;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::map::Delta;
+use super::map::{Delta, Map};
 use super::{Latch, Layer, MapState};
 use crate::error::{Error, Result};
 use crate::store::{LAYERS, data_path};
@@ -87,8 +87,14 @@ impl Layer {
             synced.map_err(|e| e.at(data_path(self.file_id())))?;
         }
         self.sync_names(state)?;
-        let Some(delta) = delta else { return Ok(()) };
         let file = self.file_id();
+        let path = || crate::store::map_path(file);
+        let Some(delta) = delta else {
+            return state.map.as_mut().map_or(Ok(()), Map::assure).map_err(|e| {
+                self.latch(&e);
+                Error::io("sync map", e).at(path())
+            });
+        };
         if state.map.is_none() {
             // Only the size changed and nothing was ever written, or its descriptor was given back.
             self.ensure_map(state, file)?;
@@ -98,7 +104,6 @@ impl Layer {
             unsynced.check()?;
         }
         let map = self.ensure_map(state, file)?;
-        let path = || crate::store::map_path(file);
         map.append(delta).map_err(|e| {
             if !matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) {
                 self.latch(&e);

@@ -177,6 +177,18 @@ impl Map {
         Ok(())
     }
 
+    /// Makes durable what another daemon has appended, if that is not certain. Whoever writes to a block again relies on
+    /// the record that names it.
+    pub fn assure(&mut self) -> std::io::Result<()> {
+        match self.log.write_again() {
+            Ok(false) => Ok(()),
+            Ok(true) => self.sync(),
+            // A full disk that copies on write must not make every sync fail; the next one tries again.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Number of its records.
     pub fn records(&self) -> u64 {
         self.log.sequence()

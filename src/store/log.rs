@@ -264,16 +264,18 @@ impl Log {
         Ok(())
     }
 
-    /// Before the first append: writes the end of the log once more. If the last sync of the daemon before failed, the
-    /// kernel shows what it appended and will never write it (R14); a record after that would come to stand behind a gap.
-    fn write_again(&mut self) -> io::Result<()> {
-        if self.certain < self.tail {
+    /// Writes the end of a log that was resumed once more, unless that has been done; `true`: it has to be synced now. If
+    /// the last sync of the daemon before failed, the kernel shows what it appended and will never write it (R14): what
+    /// is appended would come to stand behind a gap, and what rests on the last record would be lost with it.
+    pub fn write_again(&mut self) -> io::Result<bool> {
+        let uncertain = self.certain < self.tail;
+        if uncertain {
             let mut bytes = vec![0; (self.tail - self.certain) as usize];
             let got = self.file.read_at(&mut bytes, self.certain)?;
             self.file.write_at(&bytes[..got], self.certain)?;
             self.certain = self.tail;
         }
-        Ok(())
+        Ok(uncertain)
     }
 
     /// Notes that the file was synced after record `sequence` had been appended.

@@ -176,8 +176,13 @@ impl State {
     }
 
     fn grow(&mut self, ino: u64, end: u64) -> io::Result<()> {
-        if end > self.node(ino)?.size {
-            self.change(Change::Grow { ino, size: end });
+        let size = self.node(ino)?.size;
+        // A size that a failed sync has lost comes back with the next write, as it does with the page.
+        let durable = self.durable.nodes.get(&ino).map_or(0, |node| node.size);
+        let coming = |p: &Pending| !p.lost && matches!(p.change, Change::Grow { ino: of, .. } if of == ino);
+        let lost = durable < end && !self.pending.iter().any(coming);
+        if end > size || lost {
+            self.change(Change::Grow { ino, size: end.max(size) });
         }
         Ok(())
     }
