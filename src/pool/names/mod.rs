@@ -135,6 +135,14 @@ impl NameTree {
         &self.directories[(directory % STRIPES as u64) as usize]
     }
 
+    /// Status of what has a path; `None`: nothing. Not to know what is there is not the same.
+    fn there(&self, path: &Path) -> io::Result<Option<Stat>> {
+        match self.fs.stat(path) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
     fn kind(&self, id: u64) -> Result<FileKind> {
         self.table.lock().node(snapshots::real(id)).map(|node| node.kind).ok_or_else(stale)
     }

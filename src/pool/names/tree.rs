@@ -343,11 +343,7 @@ impl NameTree {
         let namespace = self.namespace.write();
         let (old, new) = (self.join(from.0, from.1)?, self.join(to.0, to.1)?);
         let source = self.fs.stat(&old).context("rename", &old)?;
-        // Not knowing what is there is not the same as nothing being there.
-        let there = match self.fs.stat(&new) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => None,
-            other => Some(other.context("rename", &new)?),
-        };
+        let there = self.there(&new).context("rename", &new)?;
         self.check_free_below("rename", &old)?;
         if there.is_some() {
             self.check_free_below("rename over", &new)?;
