@@ -12,6 +12,83 @@ use crate::vm::{DiskRule, Mode, Policy, TpmPolicy};
 pub enum DomainCommand {
     /// Clone a domain with its disks: at once, also while it runs
     Clone(DomainCloneArgs),
+    /// Snapshots of a domain: all its disks at one moment, and what else it was then
+    #[command(subcommand)]
+    Snapshot(DomainSnapshotCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DomainSnapshotCommand {
+    /// Make a snapshot, also while the domain runs: at once, whatever the size of its disks
+    #[command(after_help = examples::DOMAIN_SNAPSHOT_CREATE)]
+    Create(DomainSnapshotCreateArgs),
+    /// List the snapshots of a domain
+    #[command(after_help = examples::DOMAIN_SNAPSHOT_LIST)]
+    List {
+        #[command(flatten)]
+        domain: DomainArg,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what a snapshot of a domain holds
+    #[command(after_help = examples::DOMAIN_SNAPSHOT_SHOW)]
+    Show {
+        #[command(flatten)]
+        domain: DomainArg,
+        /// The snapshot
+        name: String,
+        /// Print the domain's XML of that time
+        #[arg(long, conflicts_with = "json")]
+        xml: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a domain that is shut off again what a snapshot of it holds
+    #[command(after_help = examples::DOMAIN_SNAPSHOT_ROLLBACK)]
+    Rollback {
+        #[command(flatten)]
+        domain: DomainArg,
+        /// The snapshot
+        name: String,
+    },
+    /// Remove snapshots of a domain
+    #[command(visible_alias = "rm", after_help = examples::DOMAIN_SNAPSHOT_REMOVE)]
+    Remove {
+        #[command(flatten)]
+        domain: DomainArg,
+        /// The snapshots
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+}
+
+/// Which domain, and where.
+#[derive(Debug, Args)]
+pub struct DomainArg {
+    /// The domain: name, UUID or number
+    pub domain: String,
+    /// URI of libvirt [default: that of virsh]
+    #[arg(short = 'c', long, value_name = "URI")]
+    pub connect: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct DomainSnapshotCreateArgs {
+    #[command(flatten)]
+    pub domain: DomainArg,
+    /// Name of the snapshot [default: the time]
+    pub name: Option<String>,
+    /// Let the guest agent freeze its filesystems around that
+    #[arg(long)]
+    pub quiesce: bool,
+    /// Leave a disk out: vdb
+    #[arg(long, value_name = "DISK")]
+    pub skip: Vec<String>,
+    /// Print what was made as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Subcommand)]

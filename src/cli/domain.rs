@@ -19,6 +19,7 @@ const LARGEST_TEXT: u64 = 1 << 20;
 pub fn domain(command: DomainCommand) -> Outcome {
     match command {
         DomainCommand::Clone(args) => clone(args),
+        DomainCommand::Snapshot(command) => super::domain_snapshot::run(command),
     }
 }
 

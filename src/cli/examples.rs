@@ -278,6 +278,38 @@ A clone has the host name and the keys of its source until somebody changes them
 --meta-data give it a cloud-init seed with a new instance id; --customize runs a command on its disks before it is
 defined, with CLONEFS_DOMAIN, CLONEFS_UUID, CLONEFS_DISK, CLONEFS_FORMAT and, for each disk, CLONEFS_DISK_vda set.";
 
+pub const DOMAIN_SNAPSHOT_CREATE: &str = "\
+Examples:
+  clonefs domain snapshot create web1 before-upgrade
+  clonefs domain snapshot create db --quiesce      its guest agent freezes its filesystems meanwhile
+
+It holds all disks of the domain as they are at one moment, its definition, NVRAM and the state of its TPM; not its
+memory. The disks must lie in one pool. `clonefs domain clone --snapshot` makes a new domain of it.";
+
+pub const DOMAIN_SNAPSHOT_LIST: &str = "\
+Examples:
+  clonefs domain snapshot list web1
+  clonefs domain snapshot list web1 --json";
+
+pub const DOMAIN_SNAPSHOT_SHOW: &str = "\
+Examples:
+  clonefs domain snapshot show web1 before-upgrade
+  clonefs domain snapshot show web1 before-upgrade --xml | diff - <(virsh dumpxml --inactive web1)";
+
+pub const DOMAIN_SNAPSHOT_ROLLBACK: &str = "\
+Examples:
+  virsh shutdown web1
+  clonefs domain snapshot rollback web1 before-upgrade
+
+Disks, definition, NVRAM and TPM become what they were; what was written since is lost, unless another snapshot holds
+it. If a step fails, the domain is what it was before.";
+
+pub const DOMAIN_SNAPSHOT_REMOVE: &str = "\
+Examples:
+  clonefs domain snapshot remove web1 before-upgrade
+
+Clones that were made of it stay as they are. Remove the snapshots of a domain before you undefine it.";
+
 pub const POOL_DEFINE: &str = "\
 Examples:
   clonefs pool define vms /srv/vms                 a libvirt directory pool over a mounted clonefs pool

@@ -11,6 +11,7 @@ mod deepen;
 mod diff;
 mod doctor;
 mod domain;
+mod domain_snapshot;
 mod events;
 mod examples;
 mod failure;

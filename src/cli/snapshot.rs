@@ -138,7 +138,7 @@ fn table(found: &[FoundSnapshot], terminal: bool) -> Vec<u8> {
 }
 
 /// A time as `2026-11-21 14:30:05Z`.
-fn date(seconds: i64) -> String {
+pub fn date(seconds: i64) -> String {
     let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     // Days since 0000-03-01, in eras of 400 years: February, which varies, comes last in a year.
     let day = days + 719_468;

@@ -27,7 +27,7 @@ pub use mounts::{Mount, mount_at, mount_over, mounts};
 pub use place::{Directory, Draft, Target};
 pub use snapshot::{
     FoundSnapshot, SnapshotName, create_snapshots, file_or_snapshot, remove_snapshot, rename_snapshot, reset, resize,
-    roll_back, snapshots,
+    roll_back, snapshots, snapshots_beside,
 };
 pub use source::Source;
 pub use tree::{Tree, clone_tree};

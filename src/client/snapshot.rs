@@ -74,6 +74,12 @@ impl SnapshotName {
         }
     }
 
+    /// When it was made, in seconds since the epoch; `None` if it is not there or the caller may not read it.
+    pub fn made(&self) -> Option<i64> {
+        let json = xattr::get(&self.place().ok()?, door::SNAPSHOT).ok()?;
+        serde_json::from_slice(&json).ok().map(|info: SnapshotInfo| info.made)
+    }
+
     fn shown(&self) -> PathBuf {
         PathBuf::from(format!("{}@{}", self.volume.display(), self.name))
     }
@@ -202,6 +208,24 @@ pub fn snapshots(path: &Path) -> Result<Vec<FoundSnapshot>> {
     }
     let made = |snapshot: &FoundSnapshot| snapshot.info.as_ref().map_or(0, |info| info.made);
     found.sort_by(|a, b| (&a.volume, made(a), &a.name).cmp(&(&b.volume, made(b), &b.name)));
+    Ok(found)
+}
+
+/// The snapshots in one directory of volumes whose names begin with `prefix`, also of such as are gone.
+pub fn snapshots_beside(directory: &Path, prefix: &str) -> Result<Vec<SnapshotName>> {
+    let entries = match std::fs::read_dir(snapshots_below(directory)?) {
+        Ok(entries) => entries,
+        // No directory of snapshots before the first of them.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::io("look for snapshots in", e).at(directory)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let file = entry.map_err(|e| Error::io("look for snapshots in", e).at(directory))?.file_name();
+        let parts = file.to_str().filter(|file| file.starts_with(prefix)).and_then(|file| file.rsplit_once('@'));
+        found
+            .extend(parts.map(|(volume, name)| SnapshotName { volume: directory.join(volume), name: name.to_owned() }));
+    }
     Ok(found)
 }
 

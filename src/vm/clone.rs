@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::disks::Action;
 use super::freeze::Frozen;
 use super::image::{self, Layer};
+use super::parts::Part;
 use super::plan::{Mode, NewDomain, NewFile, NewImage, Plan, target};
 use super::pools;
 use super::undo::Undo;
@@ -122,7 +123,9 @@ impl Plan<'_> {
                 frozen.end()?
             }
         };
-        self.domain.still_off(self.virsh)?;
+        if self.held.is_none() {
+            self.domain.still_off(self.virsh)?;
+        }
         for clone in others {
             progress.check()?;
             for (image, made) in clone.images.iter().zip(&first.images) {
@@ -136,7 +139,7 @@ impl Plan<'_> {
                 }
             }
             for (part, made) in clone.parts.iter().zip(&first.parts) {
-                super::firmware::Part { from: made.to.clone(), ..part.clone() }.copy(undo)?;
+                Part { from: made.to.clone(), kept: None, ..part.clone() }.copy(undo)?;
             }
         }
         Ok(suspended)

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::image::{self, Layer};
 use super::pools;
+use super::record::Held;
 use super::rewrite::renamed;
 use super::virsh::Virsh;
 use super::xml::Element;
@@ -72,6 +73,20 @@ pub struct Files {
     pub place: Option<String>,
     /// Internal snapshot of which it is to be the state.
     pub snapshot: Option<String>,
+    /// Where the files are read, if not at their own places: in snapshots.
+    pub read_at: Option<Vec<PathBuf>>,
+}
+
+impl Files {
+    /// These files as they are.
+    pub fn new(from: Vec<Layer>) -> Files {
+        Files { from, pool: None, size: None, place: None, snapshot: None, read_at: None }
+    }
+
+    /// Where file `number` is read.
+    pub fn read_at(&self, number: usize) -> &Path {
+        self.read_at.as_ref().and_then(|places| places.get(number)).unwrap_or(&self.from[number].path)
+    }
 }
 
 /// A disk of a domain.
@@ -85,8 +100,8 @@ pub struct Disk {
     pub shown: String,
 }
 
-/// Decides for every disk of a domain.
-pub fn plan(virsh: &Virsh, domain: &Element, options: &DiskOptions) -> Result<Vec<Disk>> {
+/// Decides for every disk of a domain; with `held` for what that holds of them.
+pub fn plan(virsh: &Virsh, domain: &Element, options: &DiskOptions, held: Option<&Held>) -> Result<Vec<Disk>> {
     let devices = domain.child("devices").into_iter().flat_map(Element::elements);
     let elements: Vec<&Element> = devices.filter(|e| e.name() == "disk").collect();
     for rule in &options.rules {
@@ -101,7 +116,7 @@ pub fn plan(virsh: &Virsh, domain: &Element, options: &DiskOptions) -> Result<Ve
                 }));
         }
     }
-    elements.into_iter().map(|disk| decide(virsh, disk, options)).collect()
+    elements.into_iter().map(|disk| decide(virsh, disk, options, held)).collect()
 }
 
 /// Name of a disk in the guest.
@@ -109,7 +124,7 @@ pub fn target(disk: &Element) -> String {
     disk.child("target").and_then(|t| t.get("dev")).unwrap_or_default().into_owned()
 }
 
-fn decide(virsh: &Virsh, disk: &Element, options: &DiskOptions) -> Result<Disk> {
+fn decide(virsh: &Virsh, disk: &Element, options: &DiskOptions, held: Option<&Held>) -> Result<Disk> {
     let name = target(disk);
     let rule = options.rules.iter().find(|rule| rule.target == name);
     let shown = describe(disk);
@@ -124,15 +139,19 @@ fn decide(virsh: &Virsh, disk: &Element, options: &DiskOptions) -> Result<Disk> 
     if rule.is_some_and(|r| r.share) || (read_only && !wanted) || disk.child("source").is_none() {
         return done(if read_only || disk.child("source").is_none() { Action::Keep } else { Action::KeepWritable });
     }
+    let (place, size) = rule.map(|r| (r.place.clone(), r.size)).unwrap_or_default();
+    if let Some(files) = held.map(|held| held.disk(disk)).transpose()?.flatten() {
+        return done(Action::Clone(Files { size, place, ..files }));
+    }
     let source = Source::find(virsh, disk, &kind)?;
     match source {
         Source::File { .. } if has("shareable") && !wanted && options.shared == Policy::Share => done(Action::Keep),
         Source::File { .. } if has("shareable") && !wanted && options.shared == Policy::Skip => done(Action::Drop),
+        Source::File { .. } if held.is_some() => Err(not_held(&name)),
         Source::File { path, pool } => {
             let format = disk.child("driver").and_then(|d| d.get("type")).map_or("raw".into(), |f| f.into_owned());
             let from = image::chain(&path, &format)?;
-            let (place, size) = rule.map(|r| (r.place.clone(), r.size)).unwrap_or_default();
-            done(Action::Clone(Files { from, pool, size, place, snapshot: None }))
+            done(Action::Clone(Files { pool, size, place, ..Files::new(from) }))
         }
         Source::Other if wanted => Err(Error::new(Kind::Unsupported, format!("clone disk {name}"))
             .because(format!("it is {shown}, not a file"))
@@ -141,6 +160,25 @@ fn decide(virsh: &Virsh, disk: &Element, options: &DiskOptions) -> Result<Disk> 
         Source::Other if has("shareable") || options.luns == Some(Policy::Share) => done(Action::Keep),
         Source::Other => done(Action::KeepWritable),
     }
+}
+
+/// A disk that a snapshot does not hold cannot be of its time.
+pub fn not_held(target: &str) -> Error {
+    Error::new(Kind::Invalid, format!("clone disk {target}"))
+        .because("the snapshot does not hold it")
+        .remedy(format!("--disk {target}=skip leaves it out"))
+}
+
+/// Where the files of a domain's disks lie, as far as that can be told.
+pub fn paths(virsh: &Virsh, domain: &Element) -> Vec<PathBuf> {
+    let devices = domain.child("devices").into_iter().flat_map(Element::elements);
+    let sources = devices.filter(|e| e.name() == "disk").filter_map(|disk| disk.child("source"));
+    let path = |source: &Element| match (source.get("file"), source.get("pool"), source.get("volume")) {
+        (Some(file), ..) => Some(PathBuf::from(file.into_owned())),
+        (_, Some(pool), Some(volume)) => pools::volume_path(virsh, &pool, &volume).ok(),
+        _ => None,
+    };
+    sources.filter_map(path).collect()
 }
 
 enum Source {

@@ -1,18 +1,13 @@
 //! What a domain keeps beside its disks: the variables of its UEFI firmware (NVRAM) and the state of its emulated TPM.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Read;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use super::parts::Part;
 use super::rewrite::renamed;
-use super::undo::Undo;
 use super::virsh::Virsh;
 use super::xml::Element;
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Error, Kind, Result};
 
-/// Larger files are neither NVRAM nor the state of a TPM.
-const LARGEST: u64 = 256 << 20;
 const SYSTEM_TPM: &str = "/var/lib/libvirt/swtpm";
 
 /// Whether the clone gets the TPM's state.
@@ -24,18 +19,8 @@ pub enum TpmPolicy {
     New,
 }
 
-/// A file or directory that the clone gets a copy of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
-    /// `nvram` or `tpm`.
-    pub what: &'static str,
-    /// The source's.
-    pub from: PathBuf,
-    /// The clone's.
-    pub to: PathBuf,
-}
-
-/// Writes the clone's own NVRAM and TPM into its XML; gives what has to be copied for that.
+/// Writes the clone's own NVRAM and TPM into its XML; gives what has to be copied for that. What was never started has
+/// none of it yet: then libvirt makes the clone's as it would have made the source's.
 pub fn rewrite(
     domain: &mut Element,
     old: (&str, &str),
@@ -92,8 +77,7 @@ fn nvram(domain: &mut Element, old: &str, new: &str) -> Result<Option<Part>> {
         Some(source) => source.set("file", &text),
         None => nvram.set_text(&text),
     }
-    // One that was never started has none yet: libvirt makes the clone's from the template as well.
-    Ok(from.exists().then_some(Part { what: "nvram", from, to }))
+    Ok(Some(Part { what: "nvram", from, to, kept: None }))
 }
 
 fn tpm_state(
@@ -112,14 +96,14 @@ fn tpm_state(
             let file = from.file_name().unwrap_or_default().to_string_lossy();
             let to = from.with_file_name(renamed(&file, old.0, new.0).unwrap_or_else(|| format!("{file}-{}", new.0)));
             source.set("path", &to.to_string_lossy());
-            Part { what: "tpm", from, to }
+            Part { what: "tpm", from, to, kept: None }
         }
         None => {
             let base = tpm_base(virsh)?;
-            Part { what: "tpm", from: base.join(old.1), to: base.join(new.1) }
+            Part { what: "tpm", from: base.join(old.1), to: base.join(new.1), kept: None }
         }
     };
-    Ok((policy == TpmPolicy::Copy && part.from.exists()).then_some(part))
+    Ok((policy == TpmPolicy::Copy).then_some(part))
 }
 
 /// Where libvirt keeps the state of emulated TPMs.
@@ -133,87 +117,4 @@ fn tpm_base(virsh: &Virsh) -> Result<PathBuf> {
         .or_else(home)
         .ok_or_else(|| Error::new(Kind::Invalid, "find the state of the TPM").because("HOME is not set"))?;
     Ok(config.join("libvirt/qemu/swtpm"))
-}
-
-impl Part {
-    /// Fails if the copy's name is taken.
-    pub fn check(&self) -> Result<()> {
-        match fs::symlink_metadata(&self.to) {
-            Ok(_) => Err(Error::new(Kind::Exists, "create")
-                .at(&self.to)
-                .remedy("choose another name for the clone, or remove it")),
-            Err(_) => Ok(()),
-        }
-    }
-
-    /// Makes the copy, with owner and mode, or nothing.
-    pub fn copy(&self, undo: &mut Undo) -> Result<()> {
-        if fs::symlink_metadata(&self.from).context("look at", &self.from)?.is_dir() {
-            copy_directory(&self.from, &self.to, undo)
-        } else {
-            copy_file(&self.from, &self.to, undo)
-        }
-    }
-}
-
-fn copy_directory(from: &Path, to: &Path, undo: &mut Undo) -> Result<()> {
-    fs::DirBuilder::new().mode(0o700).create(to).context("create", to)?;
-    undo.directory(to);
-    for entry in fs::read_dir(from).context("read directory", from)? {
-        let entry = entry.context("read directory", from)?;
-        let kind = entry.file_type().context("look at", entry.path())?;
-        let to = to.join(entry.file_name());
-        if kind.is_dir() {
-            copy_directory(&entry.path(), &to, undo)?;
-        } else if kind.is_file() {
-            copy_file(&entry.path(), &to, undo)?;
-        }
-        // A lock or a socket belongs to the process that made it.
-    }
-    let look = fs::metadata(from).context("look at", from)?;
-    std::os::unix::fs::chown(to, Some(look.uid()), Some(look.gid())).context("give the owner to", to)?;
-    fs::set_permissions(to, look.permissions()).context("give the mode to", to)
-}
-
-fn copy_file(from: &Path, to: &Path, undo: &mut Undo) -> Result<()> {
-    let mut source = File::open(from).context("open", from)?;
-    let look = source.metadata().context("look at", from)?;
-    if look.len() > LARGEST {
-        return Err(Error::new(Kind::TooLarge, "copy")
-            .at(from)
-            .because("it is far larger than NVRAM or a TPM's state"));
-    }
-    let mut target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).context("create", to)?;
-    undo.file(to);
-    let mut bytes = Vec::with_capacity(look.len() as usize);
-    source.read_to_end(&mut bytes).context("read", from)?;
-    std::io::Write::write_all(&mut target, &bytes).context("write", to)?;
-    std::os::unix::fs::fchown(&target, Some(look.uid()), Some(look.gid())).context("give the owner to", to)?;
-    target.set_permissions(fs::Permissions::from_mode(look.mode() & 0o7777)).context("give the mode to", to)?;
-    target.sync_all().context("make durable", to)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_state_is_copied_byte_for_byte_with_mode_and_without_replacing_anything() {
-        let dir = tempfile::tempdir().unwrap();
-        let (from, to) = (dir.path().join("uuid1"), dir.path().join("uuid2"));
-        fs::create_dir_all(from.join("tpm2")).unwrap();
-        fs::write(from.join("tpm2/state"), [0, 1, 255]).unwrap();
-        fs::set_permissions(from.join("tpm2/state"), fs::Permissions::from_mode(0o640)).unwrap();
-        let virsh = Virsh::default();
-        let part = Part { what: "tpm", from, to: to.clone() };
-        part.check().unwrap();
-        let mut undo = Undo::new(&virsh);
-        part.copy(&mut undo).unwrap();
-        assert_eq!(fs::read(to.join("tpm2/state")).unwrap(), [0, 1, 255]);
-        assert_eq!(fs::metadata(to.join("tpm2/state")).unwrap().mode() & 0o777, 0o640);
-        assert!(part.check().unwrap_err().to_string().contains("exists"));
-        assert!(part.copy(&mut Undo::new(&virsh)).is_err());
-        drop(undo);
-        assert!(!to.exists());
-    }
 }

@@ -8,13 +8,15 @@ use similar::TextDiff;
 
 use super::customize::{self, Customize};
 use super::disks::{self, Action, Disk, DiskOptions, Files};
-use super::firmware::{self, Part, TpmPolicy};
+use super::firmware::{self, TpmPolicy};
 use super::freeze::Hold;
 use super::identity::{self, Macs};
 use super::image::Layer;
+use super::libvirt_snapshot;
+use super::parts::Part;
 use super::pools;
+use super::record::{self, Held};
 use super::rewrite::{self, Identity};
-use super::snapshot;
 use super::source::{Domain, Taking};
 use super::virsh::Virsh;
 use super::xml::Element;
@@ -105,6 +107,8 @@ pub struct Plan<'a> {
     pub domain: Domain,
     /// What is taken of it: its definition, or that of a snapshot.
     pub(super) from: Element,
+    /// The snapshot that it is taken of, if that is one of ours.
+    pub(super) held: Option<Held>,
     /// Its disks and what becomes of them.
     pub disks: Vec<Disk>,
     /// What will be made.
@@ -117,18 +121,30 @@ impl<'a> Plan<'a> {
     /// Looks at everything, changes nothing.
     pub fn make(virsh: &'a Virsh, source: &str, options: &'a Options) -> Result<Plan<'a>> {
         // What a snapshot holds does not change while the machine runs.
-        let taking = Taking { live: options.live || options.snapshot.is_some(), quiesce: options.quiesce };
-        let domain = Domain::find(virsh, source, taking)?;
+        let live = options.live || options.snapshot.is_some();
+        let domain = Domain::find(virsh, source, Taking { verb: "clone", live, quiesce: options.quiesce })?;
         check_names(virsh, &options.names)?;
-        let (from, kept) = match &options.snapshot {
-            Some(name) => snapshot::find(virsh, &domain, name).map(|(xml, kept)| (xml, Some(kept)))?,
-            None => (domain.xml.clone(), None),
+        let held = options.snapshot.as_ref().map(|name| record::find(virsh, &domain, name)).transpose()?.flatten();
+        let (from, disks) = match (&options.snapshot, &held) {
+            (Some(name), Some(_)) if libvirt_snapshot::names(virsh, &domain)?.contains(name) => {
+                return Err(Error::new(Kind::Invalid, format!("clone domain {:?}", domain.name))
+                    .because(format!("libvirt and clonefs both have a snapshot {name:?} of it"))
+                    .remedy("remove one of them"));
+            }
+            (_, Some(held)) => {
+                let from = held.definition()?;
+                let disks = disks::plan(virsh, &from, &options.disks, Some(held))?;
+                (from, disks)
+            }
+            (Some(name), None) => {
+                let (from, kept) = libvirt_snapshot::find(virsh, &domain, name)?;
+                let mut disks = disks::plan(virsh, &from, &options.disks, None)?;
+                libvirt_snapshot::apply(&domain, &mut disks, &kept)?;
+                (from, disks)
+            }
+            (None, None) => (domain.xml.clone(), disks::plan(virsh, &domain.xml, &options.disks, None)?),
         };
-        let mut disks = disks::plan(virsh, &from, &options.disks)?;
-        if let Some(kept) = kept {
-            snapshot::apply(&domain, &mut disks, &kept)?;
-        }
-        let mut plan = Plan { virsh, options, domain, from, disks, clones: Vec::new(), notes: Vec::new() };
+        let mut plan = Plan { virsh, options, domain, from, held, disks, clones: Vec::new(), notes: Vec::new() };
         plan.check_shared()?;
         let mut macs = Macs::in_use(virsh)?;
         for name in &options.names {
@@ -186,15 +202,20 @@ impl<'a> Plan<'a> {
         let identity = Identity { name: name.to_owned(), uuid: identity::new_uuid()? };
         let mut xml = self.from.clone();
         self.notes.extend(rewrite::rewrite(&mut xml, &identity, macs)?);
-        let old = self.domain.name.clone();
+        // In a snapshot it may have had another.
+        let old = self.from.child("name").map_or_else(|| self.domain.name.clone(), Element::text);
         let ids = (&*self.domain.uuid, &*identity.uuid);
         let parts = firmware::rewrite(&mut xml, (&old, ids.0), (name, ids.1), self.options.tpm, self.virsh)?;
+        let parts = match &self.held {
+            Some(held) => parts.into_iter().filter_map(|part| held.part(part)).collect(),
+            None => parts.into_iter().filter(Part::is_there).collect(),
+        };
         let mut images: Vec<NewImage> = Vec::new();
         let mut places = Vec::new();
         for disk in self.disks.clone() {
             let Action::Clone(files) = &disk.action else { continue };
             // Two disks on one file stay two disks on one file.
-            let same = images.iter().find(|image| image.files[0].from == files.from[0].path);
+            let same = images.iter().find(|image| image.files[0].from == files.read_at(0));
             if let Some(image) = same {
                 places.push((disk.target, image.files[0].to.path.clone(), None));
                 continue;
@@ -212,12 +233,9 @@ impl<'a> Plan<'a> {
         let mut made = Vec::new();
         for (number, layer) in files.from.iter().enumerate() {
             let to = if number == 0 { path.to_path_buf() } else { disks::place_below(path, &layer.path, number) };
-            let copied = self.is_copied(&layer.path, &to)?;
-            made.push(NewFile {
-                from: layer.path.clone(),
-                to: Layer { path: to, format: layer.format.clone() },
-                copied,
-            });
+            let from = files.read_at(number).to_path_buf();
+            let copied = self.is_copied(&from, &to)?;
+            made.push(NewFile { from, to: Layer { path: to, format: layer.format.clone() }, copied });
         }
         Ok(NewImage { disk: disk.to_owned(), files: made, size: files.size, snapshot: files.snapshot.clone() })
     }

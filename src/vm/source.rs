@@ -18,11 +18,17 @@ pub struct Domain {
     pub live: Option<Element>,
     /// Its processors are stopped, though it runs.
     pub paused: bool,
+    /// It has a definition.
+    persistent: bool,
+    /// It was shut down with its memory saved.
+    saved: bool,
 }
 
 /// How its present state is to be taken.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Taking {
+    /// What for: `clone`.
+    pub verb: &'static str,
     /// It may be running.
     pub live: bool,
     /// Its guest agent is to freeze its filesystems.
@@ -30,45 +36,62 @@ pub struct Taking {
 }
 
 impl Domain {
-    /// Looks a domain up and refuses what cannot be cloned that way.
-    pub fn find(virsh: &Virsh, name: &str, taking: Taking) -> Result<Domain> {
-        let doing = format!("clone domain {name:?}");
-        let info = virsh.run(&doing, &["dominfo", "--domain", name])?;
+    /// Looks a domain up, whatever state it is in.
+    pub fn look(virsh: &Virsh, name: &str, doing: &str) -> Result<Domain> {
+        let info = virsh.run(doing, &["dominfo", "--domain", name])?;
         let field = |key: &str| {
             let fields = info.lines().filter_map(|line| line.split_once(':'));
             fields.filter(|(k, _)| *k == key).map(|(_, v)| v.trim().to_owned()).next().unwrap_or_default()
         };
-        let (uuid, state) = (field("UUID"), field("State"));
+        let uuid = field("UUID");
         let active = !matches!(field("Id").as_str(), "-" | "");
+        let xml = virsh.xml(doing, &["dumpxml", "--inactive", "--security-info", "--domain", &uuid])?;
+        let live =
+            if active { Some(virsh.xml(doing, &["dumpxml", "--security-info", "--domain", &uuid])?) } else { None };
+        Ok(Domain {
+            name: field("Name"),
+            uuid,
+            xml,
+            live,
+            paused: matches!(field("State").as_str(), "paused" | "pmsuspended" | "crashed"),
+            persistent: field("Persistent") != "no",
+            saved: field("Managed save") == "yes",
+        })
+    }
+
+    /// The same, and refuses what cannot be taken that way.
+    pub fn find(virsh: &Virsh, name: &str, taking: Taking) -> Result<Domain> {
+        let doing = format!("{} domain {name:?}", taking.verb);
+        let domain = Domain::look(virsh, name, &doing)?;
         let refuse = |cause: &str, remedy: String| {
             Err(Error::new(Kind::Invalid, doing.clone()).because(cause.to_owned()).remedy(remedy))
         };
-        let paused = matches!(state.as_str(), "paused" | "pmsuspended" | "crashed");
-        if field("Persistent") == "no" {
+        if !domain.persistent {
             return refuse(
-                "it is transient: it has no definition to clone",
+                "it is transient: it has no definition to keep",
                 format!("virsh dumpxml {name} > f.xml; virsh define f.xml"),
             );
         }
-        if field("Managed save") == "yes" {
+        if domain.saved {
             return refuse(
                 "it was saved with its memory, which its disks alone do not match",
                 format!("start it and shut it down, or give its memory up: virsh managedsave-remove {name}"),
             );
         }
-        if active && !taking.live {
-            let cause = if paused { "it is paused, not shut off" } else { "it is running" };
+        if domain.active() && !taking.live {
+            let cause = if domain.paused { "it is paused, not shut off" } else { "it is running" };
             return refuse(cause, "shut it down first, or use --live for the state of its disks at this moment".into());
         }
-        if taking.quiesce && (!active || paused) {
+        if taking.quiesce && (!domain.active() || domain.paused) {
             return refuse("its guest agent cannot answer: it is not running", "leave --quiesce out".into());
         }
-        let xml = virsh.xml(&doing, &["dumpxml", "--inactive", "--security-info", "--domain", &uuid])?;
-        let live =
-            if active { Some(virsh.xml(&doing, &["dumpxml", "--security-info", "--domain", &uuid])?) } else { None };
-        let found = Domain { name: field("Name"), uuid, xml, live, paused };
-        found.check_live_disks(&doing)?;
-        Ok(found)
+        domain.check_live_disks(&doing)?;
+        Ok(domain)
+    }
+
+    /// What is being done with it, for messages.
+    pub fn doing(&self, verb: &str) -> String {
+        format!("{verb} domain {:?}", self.name)
     }
 
     /// Whether it runs.
@@ -120,10 +143,10 @@ impl Domain {
 
     /// Fails if it was started since it was looked at: its disks may then be of different moments.
     pub fn still_off(&self, virsh: &Virsh) -> Result<()> {
-        let doing = format!("clone domain {:?}", self.name);
+        let doing = format!("look at domain {:?}", self.name);
         if self.active() || virsh.run(&doing, &["domstate", "--domain", &self.uuid])?.trim() == "shut off" {
             return Ok(());
         }
-        Err(Error::new(Kind::Busy, doing).because("it was started meanwhile").remedy("try again with --live"))
+        Err(Error::new(Kind::Busy, doing).because("it was started meanwhile").remedy("try again"))
     }
 }

@@ -4,6 +4,7 @@
 use super::disks::{self, Action, Disk, DiskOptions, Policy};
 use super::firmware::{self, TpmPolicy};
 use super::identity::Macs;
+use super::parts::Part;
 use super::rewrite::{self, Identity};
 use super::virsh::Virsh;
 use super::xml::Element;
@@ -185,7 +186,7 @@ fn a_name_inside_of_a_path_is_replaced_only_as_a_word() {
     }
 }
 
-fn firmware_of(inside: &str) -> crate::error::Result<(Element, Vec<firmware::Part>)> {
+fn firmware_of(inside: &str) -> crate::error::Result<(Element, Vec<Part>)> {
     let mut domain = Element::parse(&format!("<domain>{inside}</domain>"), "test").unwrap();
     let parts = firmware::rewrite(&mut domain, ("gold", OLD), ("web", NEW), TpmPolicy::Copy, &Virsh::default())?;
     Ok((domain, parts))
@@ -197,13 +198,14 @@ fn nvram_gets_a_file_of_its_own() {
     let path = dir.path().join("gold_VARS.fd");
     let text = path.to_str().unwrap();
     let nvram = format!("<os><nvram template='/t.fd'>{text}</nvram></os>");
-    // Never started: there is nothing to copy yet.
     let (domain, parts) = firmware_of(&nvram).unwrap();
-    assert!(parts.is_empty());
+    // Never started: there is nothing to copy yet.
+    assert!(!parts[0].is_there());
     assert_eq!(domain.find("os/nvram").unwrap().text(), text.replace("gold", "web"));
     assert!(domain.find("os/nvram").unwrap().is("template", "/t.fd"));
     std::fs::write(&path, "vars").unwrap();
     let (_, parts) = firmware_of(&nvram).unwrap();
+    assert!(parts[0].is_there());
     assert_eq!((parts[0].from.as_path(), parts[0].to.as_path()), (&*path, &*dir.path().join("web_VARS.fd")));
     let by_source = format!("<os><nvram type='file'><source file='{text}'/></nvram></os>");
     let (domain, _) = firmware_of(&by_source).unwrap();

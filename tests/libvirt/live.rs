@@ -36,7 +36,7 @@ fn a_live_clone_has_all_that_was_acknowledged_before() {
 }
 
 /// The highest record on a disk that `job=pair` writes, and whether all before it are there.
-fn records(bytes: &[u8]) -> (u32, bool) {
+pub fn records(bytes: &[u8]) -> (u32, bool) {
     let number = |block: &[u8]| String::from_utf8_lossy(block).lines().next()?.strip_prefix("x-")?.parse::<u32>().ok();
     let found: Vec<Option<u32>> = bytes.chunks(4096).map(number).collect();
     let highest = found.iter().flatten().max().copied().unwrap_or(0);

@@ -14,3 +14,4 @@ mod pool;
 mod reflink;
 mod refused;
 mod run;
+mod snapshot;

@@ -47,7 +47,7 @@ fn every_line_of_the_page_does_what_it_says() {
         let line = if line.ends_with("web1 --dry-run") { line.replace("web1", "web2") } else { line };
         sh(&line);
     }
-    assert_eq!(host.domains(), ["db", "db-test", "golden", "vm1", "vm2", "web1"]);
+    assert_eq!(host.domains(), ["db", "db-test", "golden", "vm1", "vm2", "web1", "web1-then"]);
     assert!(sh("virsh -q vol-list vms").contains("web1.img"));
     for name in ["vm1", "vm2"] {
         assert_eq!(sh(&format!("virsh -q domstate {name}")).trim(), "running");

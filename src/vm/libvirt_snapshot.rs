@@ -18,6 +18,13 @@ pub struct Kept {
     pub internal: Option<String>,
 }
 
+/// Names of the snapshots of a domain.
+pub fn names(virsh: &Virsh, domain: &Domain) -> Result<Vec<String>> {
+    let doing = format!("look for snapshots of domain {:?}", domain.name);
+    let list = virsh.run(&doing, &["snapshot-list", "--name", "--domain", &domain.uuid])?;
+    Ok(list.lines().map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect())
+}
+
 /// The definition of a domain when a snapshot was taken, and what that holds of its disks.
 pub fn find(virsh: &Virsh, domain: &Domain, name: &str) -> Result<(Element, Vec<Kept>)> {
     let doing = format!("look for snapshot {name:?} of domain {:?}", domain.name);
@@ -59,11 +66,8 @@ fn rename(definition: &mut Element) {
 pub fn apply(domain: &Domain, disks: &mut [Disk], kept: &[Kept]) -> Result<()> {
     for disk in disks {
         let Action::Clone(files) = &mut disk.action else { continue };
-        let found = kept.iter().find(|kept| kept.target == disk.target).ok_or_else(|| {
-            Error::new(Kind::Invalid, format!("clone disk {}", disk.target))
-                .because("the snapshot does not hold it")
-                .remedy(format!("--disk {}=skip leaves it out", disk.target))
-        })?;
+        let found = kept.iter().find(|kept| kept.target == disk.target);
+        let found = found.ok_or_else(|| disks::not_held(&disk.target))?;
         if found.internal.is_none() {
             still_below(domain, &disk.target, &files.from[0].path)?;
         }
