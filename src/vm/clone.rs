@@ -68,20 +68,33 @@ impl Plan<'_> {
     /// Makes what was planned.
     pub fn run(&self, progress: &mut dyn Observer) -> Result<Vec<Made>> {
         let mut undo = Undo::new(self.virsh);
-        let suspended = self.make_files(&mut undo, progress)?;
+        match self.steps(&mut undo, progress) {
+            Ok(suspended) => {
+                undo.keep();
+                Ok(self.clones.iter().map(|clone| self.made(clone, suspended)).collect())
+            }
+            Err(error) => {
+                drop(undo);
+                // libvirt may have seen files that are gone again.
+                self.refresh_pools();
+                Err(error)
+            }
+        }
+    }
+
+    fn steps(&self, undo: &mut Undo, progress: &mut dyn Observer) -> Result<Option<Duration>> {
+        let suspended = self.make_files(undo, progress)?;
         for clone in &self.clones {
             progress.check()?;
-            self.finish_images(clone, &mut undo)?;
+            self.finish_images(clone, undo)?;
         }
         if self.options.mode == Mode::Copy {
             self.make_independent(progress)?;
         }
-        let directories: Vec<PathBuf> =
-            self.files().filter_map(|f| f.to.path.parent().map(Path::to_path_buf)).collect();
-        pools::refresh(self.virsh, &directories);
+        self.refresh_pools();
         for clone in &self.clones {
             progress.check()?;
-            self.define(clone, &mut undo)?;
+            self.define(clone, undo)?;
         }
         if self.options.start {
             for clone in &self.clones {
@@ -94,8 +107,13 @@ impl Plan<'_> {
                 )?;
             }
         }
-        undo.keep();
-        Ok(self.clones.iter().map(|clone| self.made(clone, suspended)).collect())
+        Ok(suspended)
+    }
+
+    fn refresh_pools(&self) {
+        let directories: Vec<PathBuf> =
+            self.files().filter_map(|f| f.to.path.parent().map(Path::to_path_buf)).collect();
+        pools::refresh(self.virsh, &directories);
     }
 
     fn files(&self) -> impl Iterator<Item = &NewFile> {

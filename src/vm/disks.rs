@@ -102,8 +102,7 @@ pub struct Disk {
 
 /// Decides for every disk of a domain; with `held` for what that holds of them.
 pub fn plan(virsh: &Virsh, domain: &Element, options: &DiskOptions, held: Option<&Held>) -> Result<Vec<Disk>> {
-    let devices = domain.child("devices").into_iter().flat_map(Element::elements);
-    let elements: Vec<&Element> = devices.filter(|e| e.name() == "disk").collect();
+    let elements: Vec<&Element> = elements(domain).collect();
     for rule in &options.rules {
         if !elements.iter().any(|disk| target(disk) == rule.target) {
             let names: Vec<String> = elements.iter().map(|disk| target(disk)).collect();
@@ -117,6 +116,16 @@ pub fn plan(virsh: &Virsh, domain: &Element, options: &DiskOptions, held: Option
         }
     }
     elements.into_iter().map(|disk| decide(virsh, disk, options, held)).collect()
+}
+
+/// The disks in a definition.
+pub fn elements(domain: &Element) -> impl Iterator<Item = &Element> {
+    domain.child("devices").into_iter().flat_map(Element::elements).filter(|e| e.name() == "disk")
+}
+
+/// Format of a disk's image.
+pub fn format(disk: &Element) -> String {
+    disk.child("driver").and_then(|d| d.get("type")).map_or("raw".into(), |f| f.into_owned())
 }
 
 /// Name of a disk in the guest.
@@ -149,8 +158,7 @@ fn decide(virsh: &Virsh, disk: &Element, options: &DiskOptions, held: Option<&He
         Source::File { .. } if has("shareable") && !wanted && options.shared == Policy::Skip => done(Action::Drop),
         Source::File { .. } if held.is_some() => Err(not_held(&name)),
         Source::File { path, pool } => {
-            let format = disk.child("driver").and_then(|d| d.get("type")).map_or("raw".into(), |f| f.into_owned());
-            let from = image::chain(&path, &format)?;
+            let from = image::chain(&path, &format(disk))?;
             done(Action::Clone(Files { pool, size, place, ..Files::new(from) }))
         }
         Source::Other if wanted => Err(Error::new(Kind::Unsupported, format!("clone disk {name}"))
@@ -171,8 +179,7 @@ pub fn not_held(target: &str) -> Error {
 
 /// Where the files of a domain's disks lie, as far as that can be told.
 pub fn paths(virsh: &Virsh, domain: &Element) -> Vec<PathBuf> {
-    let devices = domain.child("devices").into_iter().flat_map(Element::elements);
-    let sources = devices.filter(|e| e.name() == "disk").filter_map(|disk| disk.child("source"));
+    let sources = elements(domain).filter_map(|disk| disk.child("source"));
     let path = |source: &Element| match (source.get("file"), source.get("pool"), source.get("volume")) {
         (Some(file), ..) => Some(PathBuf::from(file.into_owned())),
         (_, Some(pool), Some(volume)) => pools::volume_path(virsh, &pool, &volume).ok(),

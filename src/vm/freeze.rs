@@ -2,11 +2,12 @@
 //!
 //! Files of one pool are cloned as of one instant while the machine runs. Where some lie elsewhere (a second pool, NVRAM,
 //! a TPM) the machine is suspended while they are cloned and copied: nothing is written between the first and the last.
-//! `virsh` is connected before and stays so, and what suspends also resumes, whatever happens.
+//! `virsh` is connected before and stays so, and what suspends also resumes, whatever happens: signals have to wait.
 
 use std::time::{Duration, Instant};
 
 use super::session::Session;
+use super::signals::PutOff;
 use super::virsh::Virsh;
 use crate::error::{Error, Kind, Result};
 
@@ -29,13 +30,16 @@ pub struct Frozen<'a> {
     session: Option<Session>,
     suspended: Option<Instant>,
     quiesced: bool,
+    /// Last: dropped when all else is done.
+    _signals: Option<PutOff>,
 }
 
 impl<'a> Frozen<'a> {
     /// Holds the domain still.
     pub fn begin(virsh: &'a Virsh, uuid: &'a str, hold: Hold) -> Result<Frozen<'a>> {
+        let _signals = (hold.suspend || hold.quiesce).then(PutOff::begin);
         let session = if hold.suspend { Some(Session::open(virsh)?) } else { None };
-        let mut frozen = Frozen { virsh, uuid, session, suspended: None, quiesced: false };
+        let mut frozen = Frozen { virsh, uuid, session, suspended: None, quiesced: false, _signals };
         if hold.quiesce {
             // Set first: the agent may freeze them and answer too late.
             frozen.quiesced = true;

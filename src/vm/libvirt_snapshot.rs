@@ -1,6 +1,6 @@
 //! Clones of what a libvirt snapshot of a domain holds.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::disks::{self, Action, Disk};
 use super::image;
@@ -79,12 +79,9 @@ pub fn apply(domain: &Domain, disks: &mut [Disk], kept: &[Kept]) -> Result<()> {
 /// An external snapshot is the file that lay at the top then. It holds what it held only while another lies over it: a
 /// block commit, or a return to it, writes into it.
 fn still_below(domain: &Domain, target: &str, kept: &Path) -> Result<()> {
-    let devices = domain.xml.child("devices").into_iter().flat_map(Element::elements);
-    let disk = devices.filter(|e| e.name() == "disk").find(|e| disks::target(e) == target);
-    let file = disk.and_then(|d| d.child("source")).and_then(|s| s.get("file")).map(|f| PathBuf::from(f.into_owned()));
-    let format =
-        disk.and_then(|d| d.child("driver")).and_then(|d| d.get("type")).map_or("raw".into(), |f| f.into_owned());
-    let chain = file.map(|file| image::chain(&file, &format)).transpose()?.unwrap_or_default();
+    let disk = disks::elements(&domain.xml).find(|disk| disks::target(disk) == target);
+    let file = disk.and_then(|d| Some((d.child("source")?.get("file")?.into_owned(), disks::format(d))));
+    let chain = file.map(|(file, format)| image::chain(Path::new(&file), &format)).transpose()?.unwrap_or_default();
     if chain.iter().skip(1).any(|layer| layer.path == kept) {
         return Ok(());
     }

@@ -20,6 +20,7 @@ mod rewrite;
 mod rollback;
 mod seed;
 mod session;
+mod signals;
 pub mod snapshots;
 mod source;
 mod undo;

@@ -117,6 +117,8 @@ pub fn create(
         undo.file(&named(volume).place()?);
     }
     let suspended = frozen.end()?;
+    // A signal had to wait until now.
+    check()?;
     still_the_same(virsh, &domain, &doing)?;
     let held = record::need(virsh, &domain, &options.name)?;
     undo.keep();

@@ -103,11 +103,8 @@ impl Domain {
     fn check_live_disks(&self, doing: &str) -> Result<()> {
         let Some(live) = &self.live else { return Ok(()) };
         let disks = |xml: &Element| -> Vec<Element> {
-            let devices = xml.child("devices").into_iter().flat_map(Element::elements);
-            devices
-                .filter(|e| e.name() == "disk" && !e.is("device", "cdrom") && !e.is("device", "floppy"))
-                .cloned()
-                .collect()
+            let fixed = |disk: &&Element| !disk.is("device", "cdrom") && !disk.is("device", "floppy");
+            disks::elements(xml).filter(fixed).cloned().collect()
         };
         let place = |disk: &Element| {
             let source = disk.child("source")?;

@@ -245,7 +245,7 @@ fn the_state_of_a_tpm_in_a_directory_of_its_own_is_copied() {
 /// What becomes of the one disk of a domain.
 fn decided(disk: &str, options: &DiskOptions) -> Disk {
     let domain = Element::parse(&format!("<domain><devices>{disk}</devices></domain>"), "test").unwrap();
-    disks::plan(&Virsh::default(), &domain, options).unwrap().remove(0)
+    disks::plan(&Virsh::default(), &domain, options, None).unwrap().remove(0)
 }
 
 fn options() -> DiskOptions {

@@ -130,6 +130,30 @@ fn firmware_and_tpm_are_copied_byte_for_byte() {
 }
 
 #[test]
+fn a_clone_with_the_state_of_a_tpm_has_its_keys() {
+    if !host::ready() {
+        return;
+    }
+    let host = Host::start();
+    let tiny = Tiny::new(&host);
+    host.write(&host.pool("gold.img"), b"x");
+    let tpm = "<tpm model='tpm-tis'><backend type='emulator' version='2.0'/></tpm>";
+    let devices = format!("{}{tpm}", disk(&host.pool("gold.img"), "raw", "vda"));
+    host.define(&tiny.domain("gold", "job=tpm acpi=off tpm_tis.force=1", &devices));
+    let key = |name: &str| {
+        host.virsh_ok(&format!("start {name}"));
+        tiny.wait_ok(name);
+        tiny.said(name).into_iter().find(|line| line.starts_with("TPM ")).expect("a key")
+    };
+    let gold = key("gold");
+    host.clonefs_ok("domain clone gold web");
+    host.clonefs_ok("domain clone gold other --tpm new");
+    assert_eq!(key("web"), gold);
+    assert_ne!(key("other"), gold);
+    assert_eq!(key("gold"), gold);
+}
+
+#[test]
 fn a_chain_of_qcow2_files_is_cloned_as_a_whole() {
     if !host::ready() {
         return;
@@ -194,6 +218,7 @@ fn snapshots_are_cloned_as_what_they_hold() {
     for (clone, options, byte) in [("a", "--snapshot inside", 1), ("b", "--snapshot over", 2), ("c", "", 3)] {
         host.clonefs_ok(&format!("domain clone gold {clone} {options} --disk vda={}", host.pool(clone)));
         assert!(holds(&host.pool(clone), byte), "{clone}");
+        assert!(host.virsh_ok(&format!("snapshot-list {clone} --name")).trim().is_empty());
     }
     let said = host.refused("domain clone gold d --snapshot none");
     assert!(said.contains("none"), "{said}");

@@ -57,7 +57,10 @@ impl<'a> Tiny<'a> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/mk-tiny");
         let made = run(&mut Command::new(script)).success().stdout;
         let dir = host.outside("tiny");
-        host.shell(&format!("mkdir {dir} && cp {0}/vmlinux {0}/initrd {dir}/ && chmod -R a+rX {dir}", made.trim()));
+        host.shell(&format!(
+            "mkdir {dir} && cp {0}/vmlinux {0}/initrd {0}/agent {dir}/ && chmod -R a+rX {dir}",
+            made.trim()
+        ));
         Tiny { host, dir }
     }
 
@@ -73,6 +76,15 @@ impl<'a> Tiny<'a> {
             self.log(name)
         );
         with_os(name, &os, &serial)
+    }
+
+    /// A definition of the same with qemu's guest agent in the machine, and its channel. It says when it freezes and
+    /// thaws filesystems; with `agent=silent` in the job it never answers.
+    pub fn with_agent(&self, domain: &str) -> String {
+        let dir = &self.dir;
+        self.host.shell(&format!("cat {dir}/initrd {dir}/agent >{dir}/initrd-agent; chmod a+r {dir}/initrd-agent"));
+        let channel = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel></devices>";
+        domain.replace("/initrd</initrd>", "/initrd-agent</initrd>").replace("</devices>", channel)
     }
 
     /// Where a machine's serial port is written to.

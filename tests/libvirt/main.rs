@@ -3,10 +3,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod agent;
 mod clone;
 mod doctor;
 mod guest;
 mod host;
+mod interrupted;
 mod live;
 mod page;
 mod peers;

@@ -6,10 +6,14 @@ use crate::guest::{Tiny, disk};
 use crate::host::{self, Host};
 use crate::support::noise;
 
+/// A file of the project.
+fn text(path: impl AsRef<Path>) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect("a file of the project")
+}
+
 /// The lines of the page's examples, without their comments.
 fn lines() -> Vec<String> {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/domain.md");
-    let page = std::fs::read_to_string(page).expect("the page");
+    let page = text("docs/domain.md");
     let blocks = page.split("\n```\n").skip(1).step_by(2);
     let lines = blocks.flat_map(str::lines).map(|line| line.split("  #").next().unwrap_or(line).trim().to_owned());
     lines.filter(|line| !line.is_empty()).collect()
@@ -53,4 +57,32 @@ fn every_line_of_the_page_does_what_it_says() {
         assert_eq!(sh(&format!("virsh -q domstate {name}")).trim(), "running");
     }
     sh("clonefs doctor /srv/vms; clonefs doctor web1");
+}
+
+/// The tables of the page name a test for each thing that they say of clonefs.
+#[test]
+fn every_test_that_the_page_names_is_there() {
+    let page = text("docs/domain.md");
+    let mut named = 0;
+    let rows = page.split("\n\n").filter(|table| table.lines().next().is_some_and(|head| head.ends_with(" test |")));
+    for row in rows.flat_map(|table| table.lines().skip(2)) {
+        let cell = row.trim_end_matches(" |").rsplit("| ").next().expect("a cell");
+        assert!(cell.starts_with('`') || cell.starts_with("the same"), "no test: {row}");
+        // `file.rs`: `name_of_a_test`, `of_another`; without a file it is one of the table's own.
+        let mut sources = text("src/vm/tests.rs");
+        for word in cell.split('`').skip(1).step_by(2) {
+            match word.strip_suffix(".rs") {
+                Some(_) => sources = text(Path::new("tests/libvirt").join(word)),
+                None => {
+                    // The first table names those of tests/libvirt/clone.rs without the file too.
+                    let found = [&sources, &text("tests/libvirt/clone.rs"), &text("tests/libvirt/refused.rs")]
+                        .iter()
+                        .any(|source| source.contains(&format!("#[test]\nfn {word}() {{")));
+                    assert!(found, "no test {word}: {row}");
+                    named += 1;
+                }
+            }
+        }
+    }
+    assert!(named > 40, "only {named} tests are named");
 }

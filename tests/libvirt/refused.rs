@@ -65,6 +65,28 @@ fn what_cannot_be_cloned_is_refused_with_one_clear_line() {
     let done = host.clonefs(["domain", "clone", "out", "web"]).success();
     assert!(done.stderr.contains("so it is copied"), "{done:?}");
     assert_eq!(host.read(&host.outside("web.img")), noise(2, 1 << 20));
+
+    // Who may not talk to libvirt; and where there is none.
+    let before = everything(&host);
+    let clonefs = host.outside("clonefs");
+    host.shell(&format!("cp {} {clonefs}; chmod 755 {clonefs}", env!("CARGO_BIN_EXE_clonefs")));
+    let user = |line: &str| {
+        let line = format!("--reuid 1 --regid 1 --clear-groups {clonefs} domain {line} -c qemu:///system");
+        host.run("setpriv", line.split(' ')).code(1).stderr
+    };
+    for line in ["clone gold web9", "snapshot create gold web9", "snapshot list gold"] {
+        let said = user(line);
+        assert!(said.contains("join the group libvirt") && said.lines().count() == 1, "{line}: {said}");
+    }
+    let daemon = "kill $(cat /run/libvirtd.pid); while [[ -e /run/libvirtd.pid ]]; do sleep 0.1; done";
+    host.shell(daemon);
+    for line in ["clone gold web9", "snapshot create gold web9", "snapshot rollback gold one", "clone gold web9 --live"]
+    {
+        let said = host.refused(&format!("domain {line}"));
+        assert!(said.contains("start libvirt") && said.lines().count() == 1, "{line}: {said}");
+    }
+    host.shell(&format!("rm {clonefs}"));
+    assert_eq!((host.names(&host.pool("")), host.names(&host.outside(""))), (before[1].clone(), before[2].clone()));
 }
 
 #[test]
@@ -83,6 +105,7 @@ fn a_failure_at_any_step_leaves_nothing_behind() {
         "</type><loader readonly='yes' type='pflash'>{code}</loader><nvram>/var/lib/libvirt/qemu/nvram/gold_VARS.fd</nvram>"
     );
     host.define(&xml.replace("</type>", &firmware));
+    host.clonefs_ok(&format!("pool define vms {}", host.pool("")));
     let before = everything(&host);
     // The start fails: its kernel is gone.
     let kernel = host.outside("tiny/vmlinux");
@@ -91,6 +114,9 @@ fn a_failure_at_any_step_leaves_nothing_behind() {
     assert!(said.contains("start domain \"vm1\""), "{said}");
     host.shell(&format!("mv {kernel}.away {kernel}"));
     assert_eq!(everything(&host), before);
+    // libvirt had been told of the files.
+    let volumes = host.virsh_ok("vol-list vms");
+    assert!(volumes.contains("gold.img") && !volumes.contains("vm1"), "{volumes}");
     // The definition fails: another domain took the name while the disks were made.
     let other = host.outside("other.xml");
     host.write(&other, domain("web", "").as_bytes());

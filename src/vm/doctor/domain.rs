@@ -16,7 +16,7 @@ use crate::error::Result;
 pub(super) fn examine(chart: &mut Chart, virsh: &Virsh, name: &str, user: &Option<Qemu>) -> Result<()> {
     let xml = virsh.xml(&format!("look at domain {name:?}"), &["dumpxml", "--inactive", "--domain", name])?;
     let mut pools = BTreeSet::new();
-    for disk in xml.child("devices").into_iter().flat_map(Element::elements).filter(|e| e.name() == "disk") {
+    for disk in disks::elements(&xml) {
         let file = disk.child("source").and_then(|s| s.get("file")).map(|f| PathBuf::from(f.into_owned()));
         let Some(file) = file else { continue };
         pools.extend(one(chart, name, disk, &file, user));
