@@ -26,7 +26,7 @@ const FORMAT: u32 = 1;
 /// Larger is no record that was written here.
 const LARGEST: u64 = 256 << 20;
 /// For so many seconds the snapshots of one group may differ in when they say that they were made.
-const SLACK: i64 = 5;
+const SLACK: u64 = 2;
 
 /// What a domain was.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -146,7 +146,7 @@ impl Held {
     pub fn find(&self, path: &Path) -> Result<PathBuf> {
         let snapshot = self.snapshot_of(path);
         let place = snapshot.find()?;
-        if snapshot.made().is_some_and(|made| made.abs_diff(self.made) <= SLACK as u64) {
+        if snapshot.made().is_some_and(|made| made.abs_diff(self.made) <= SLACK) {
             return Ok(place);
         }
         Err(Error::new(Kind::Changed, "find snapshot").at(place).because(

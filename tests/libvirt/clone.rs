@@ -136,7 +136,7 @@ fn a_clone_with_the_state_of_a_tpm_has_its_keys() {
     }
     let host = Host::start();
     let tiny = Tiny::new(&host);
-    host.write(&host.pool("gold.img"), b"x");
+    host.write(&host.pool("gold.img"), &noise(1, 1 << 20));
     let tpm = "<tpm model='tpm-tis'><backend type='emulator' version='2.0'/></tpm>";
     let devices = format!("{}{tpm}", disk(&host.pool("gold.img"), "raw", "vda"));
     host.define(&tiny.domain("gold", "job=tpm acpi=off tpm_tis.force=1", &devices));

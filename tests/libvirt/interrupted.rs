@@ -50,11 +50,11 @@ fn a_full_disk_during_a_clone_leaves_nothing_behind() {
     let host = Host::without_pool();
     let (image, pool) = (host.outside("disk"), host.pool(""));
     host.shell(&format!(
-        "truncate -s 96M {image}; mkfs.ext4 -q -m 0 {image}; mount -o loop {image} {pool}; rmdir {pool}/lost+found"
+        "truncate -s 48M {image}; mkfs.ext4 -q -m 0 {image}; mount -o loop {image} {pool}; rmdir {pool}/lost+found"
     ));
     host.mount("allow_other,deepen=manual");
-    host.write(&host.pool("gold.img"), &noise(1, 60 * MIB));
-    host.write(&host.outside("out.img"), &noise(2, 60 * MIB));
+    host.write(&host.pool("gold.img"), &noise(1, 30 * MIB));
+    host.write(&host.outside("out.img"), &noise(2, 30 * MIB));
     host.define(&domain("gold", &disk(&host.pool("gold.img"), "raw", "vda")));
     host.define(&domain("out", &disk(&host.outside("out.img"), "raw", "vda")));
     let before = everything(&host);
@@ -70,9 +70,9 @@ fn a_full_disk_during_a_clone_leaves_nothing_behind() {
     host.clonefs_ok("domain snapshot create gold one");
     host.shell(&format!("cmp {} {}", host.pool("gold.img"), host.pool("web.img")));
     // And not even for that.
-    host.shell(&format!("head -c 90M /dev/zero | tr '\\0' x >{} || true; sync", host.pool("fill")));
-    let before = everything(&host);
+    host.shell(&format!("head -c 45M /dev/zero | tr '\\0' x >{} || true; sync", host.pool("fill")));
     for line in ["clone gold other", "snapshot create gold two"] {
+        let before = everything(&host);
         let done = host.clonefs(format!("domain {line}").split(' '));
         if done.status.success() {
             // What was kept for that was enough.

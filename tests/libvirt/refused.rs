@@ -69,7 +69,10 @@ fn what_cannot_be_cloned_is_refused_with_one_clear_line() {
     // Who may not talk to libvirt; and where there is none.
     let before = everything(&host);
     let clonefs = host.outside("clonefs");
-    host.shell(&format!("cp {} {clonefs}; chmod 755 {clonefs}", env!("CARGO_BIN_EXE_clonefs")));
+    host.shell(&format!(
+        "cp {} {clonefs}; chmod 755 {clonefs}; chmod 600 /run/libvirt/libvirt-sock*",
+        env!("CARGO_BIN_EXE_clonefs")
+    ));
     let user = |line: &str| {
         let line = format!("--reuid 1 --regid 1 --clear-groups {clonefs} domain {line} -c qemu:///system");
         host.run("setpriv", line.split(' ')).code(1).stderr

@@ -221,7 +221,7 @@ fn snapshots_of_domains_are_refused_with_one_clear_line_and_leave_nothing_behind
         assert!(said.contains("gold-data.img@one"), "{said}");
     }
     // Another file of that name, with a snapshot of that name, is not taken for it.
-    host.shell(&format!("mv {data} {data}.old; echo x > {data}; sleep 6"));
+    host.shell(&format!("mv {data} {data}.old; echo x > {data}; sleep 4"));
     host.clonefs_ok(&format!("snapshot create {data}@one"));
     let said = host.refused("domain clone gold web --snapshot one");
     assert!(said.contains("another one"), "{said}");
