@@ -25,9 +25,20 @@ struct Run {
 
 type Runs = Arc<[Run]>;
 
+/// Most runs that one layer remembers: 128 MiB. A chunk of single blocks has 65,536 of them, one of 16 TiB with 100 million
+/// scattered blocks 3,000.
+const MOST: usize = 8 << 20;
+
 /// The runs that a layer remembers.
 #[derive(Default)]
-pub struct Cache(Mutex<HashMap<u32, Runs>>);
+pub struct Cache(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    chunks: HashMap<u32, Runs>,
+    /// Number of runs in all of them.
+    runs: usize,
+}
 
 /// Where a run of blocks is read from.
 #[derive(Clone)]
@@ -110,12 +121,12 @@ fn runs_of(top: &Arc<Layer>, chunk: u32) -> Runs {
     let mut above = Vec::new();
     let mut layer = top.clone();
     let mut runs = loop {
-        if let Some(runs) = layer.owners.0.lock().get(&chunk) {
+        if let Some(runs) = layer.owners.0.lock().chunks.get(&chunk) {
             break runs.clone();
         }
         if layer.complete() {
             let runs = complete_runs(&layer, chunk);
-            layer.owners.0.lock().insert(chunk, runs.clone());
+            layer.owners.remember(chunk, &runs, MOST);
             break runs;
         }
         let parent = layer.parent();
@@ -127,7 +138,7 @@ fn runs_of(top: &Arc<Layer>, chunk: u32) -> Runs {
     };
     for layer in above.into_iter().rev() {
         runs = overlay(&layer, chunk, &runs);
-        layer.owners.0.lock().insert(chunk, runs.clone());
+        layer.owners.remember(chunk, &runs, MOST);
     }
     runs
 }
@@ -136,15 +147,33 @@ fn runs_of(top: &Arc<Layer>, chunk: u32) -> Runs {
 fn forget(top: &Arc<Layer>, chunk: u32) {
     let mut layer = Some(top.clone());
     while let Some(here) = layer {
-        here.owners.0.lock().remove(&chunk);
+        here.owners.forget(chunk);
         layer = here.parent();
     }
 }
 
 impl Cache {
+    /// Remembers the runs of a chunk. Where that would be too much, all others are forgotten first.
+    fn remember(&self, chunk: u32, runs: &Runs, most: usize) {
+        let mut known = self.0.lock();
+        if known.runs + runs.len() > most {
+            *known = Known::default();
+        }
+        let before = known.chunks.insert(chunk, runs.clone());
+        known.runs += runs.len();
+        known.runs -= before.map_or(0, |runs| runs.len());
+    }
+
+    fn forget(&self, chunk: u32) {
+        let mut known = self.0.lock();
+        if let Some(runs) = known.chunks.remove(&chunk) {
+            known.runs -= runs.len();
+        }
+    }
+
     /// Forgets everything.
     pub fn clear(&self) {
-        self.0.lock().clear();
+        *self.0.lock() = Known::default();
     }
 }
 
@@ -223,6 +252,32 @@ mod tests {
             Owner::Zero => None,
             Owner::Layer(layer) => Some(layer.id),
         }
+    }
+
+    #[test]
+    fn a_layer_that_would_remember_too_much_forgets() {
+        let cache = Cache::default();
+        let runs = |count: u32| -> Runs { (1..=count).map(|end| Run { end, owner: None }).collect() };
+        let kept = || {
+            let known = cache.0.lock();
+            assert_eq!(known.runs, known.chunks.values().map(|runs| runs.len()).sum::<usize>());
+            known.chunks.len()
+        };
+        for chunk in 0..100 {
+            cache.remember(chunk, &runs(1000), 10_500);
+            assert!((1..=10).contains(&kept()), "after chunk {chunk}");
+            assert!(cache.0.lock().chunks.contains_key(&chunk));
+        }
+        // The same chunk again is no second one; what is forgotten is not counted.
+        let before = kept();
+        cache.remember(99, &runs(10), 10_500);
+        assert_eq!(kept(), before);
+        cache.forget(99);
+        cache.forget(7);
+        assert_eq!(kept(), before - 1);
+        // More than there may be in all is still remembered, alone.
+        cache.remember(1, &runs(20_000), 10_500);
+        assert_eq!(kept(), 1);
     }
 
     proptest! {
