@@ -1,4 +1,4 @@
-//! Snapshots of domains: made, listed, removed. [`super::record`] says what they are, [`super::rollback`] goes back to one.
+//! Snapshots of domains: made, listed, removed. `record` says what they are, `rollback` goes back to one.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
