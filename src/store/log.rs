@@ -260,6 +260,8 @@ impl Log {
             return Err(error);
         }
         self.tail = end;
+        // A failed sync of what this one wrote is known, and ends its use.
+        self.certain = end;
         self.sequence += 1;
         Ok(())
     }
@@ -318,6 +320,8 @@ pub fn read_all(file: &dyn File, limit: u64) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     const MAGIC: &[u8; 8] = b"test-log";
@@ -355,6 +359,25 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Each append wrote the record before it once more, over bytes that were durable.
+    #[test]
+    fn only_what_another_daemon_has_written_is_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let fs = crate::io::HostFs::open_dir(dir.path()).unwrap();
+        let file = crate::io::Fs::open(&fs, Path::new("log"), crate::io::Open::CreateNew(0o600)).unwrap();
+        let mut log = Log::create(file.clone(), MAGIC, 7, RESERVE).unwrap();
+        log.append(b"one").unwrap();
+        log.append(b"two").unwrap();
+        assert!(!log.write_again().unwrap());
+        let bytes = read_all(file.as_ref(), 1 << 20).unwrap();
+        let found = scan(&bytes, MAGIC, 7).unwrap();
+        let mut log = Log::resume(file, 7, &found).unwrap();
+        assert!(log.write_again().unwrap(), "whether it was synced is not known");
+        assert!(!log.write_again().unwrap());
+        log.append(b"three").unwrap();
+        assert!(!log.write_again().unwrap());
     }
 
     #[test]

@@ -405,7 +405,11 @@ impl Syncing {
         let stub_synced = !names_synced && self.sync_names(fs)?;
         let pending = debts.pending.lock().clone();
         for layer in &pending {
-            layer.flush()?;
+            // A chain has all layers below: what one volume has synced need not be synced again for each above it.
+            layer.check_latch()?;
+            if !layer.is_settled() {
+                layer.flush()?;
+            }
             // Its file is durable as it was when it was cloned: a later difference is somebody's doing.
             let number = store.commit_with(|catalogue| firm_stamp(catalogue, layer.id))?;
             debts.commit.fetch_max(number, Ordering::AcqRel);

@@ -62,7 +62,13 @@ impl World {
     /// It is refused where the volume does not read from that any more.
     pub fn reset(&mut self, name: Name) -> Outcome<Done> {
         let volume = self.shut(name)?;
-        unless_refused(self.pool().reset(&volume, None))
+        let done = unless_refused(self.pool().reset(&volume, None))?;
+        if done == Done::Yes {
+            let mut now = vec![0xaa; volume.size().map_err(text)? as usize];
+            volume.read(0, &mut now).map_err(text)?;
+            self.oracle.was_reset(name, now)?;
+        }
+        Ok(done)
     }
 
     /// Every snapshot shows what it showed when it was made.

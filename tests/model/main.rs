@@ -44,3 +44,13 @@ fn volumes_hold_what_was_written_to_them() {
     println!("model: {} sequences, {} steps", cases(), STEPS.load(Ordering::Relaxed));
     outcome.unwrap_or_else(|failure| panic!("{failure}"));
 }
+
+/// A copy of a whole file by ranges is a clone, and can go back to what it was as one.
+#[test]
+fn a_file_that_was_copied_by_ranges_goes_back_to_what_was_copied() {
+    let write = |name, offset, len| Op::Write { name, offset, len, byte: 1 };
+    let copy = |from, to, piece| Op::CopyByPieces { from, to, piece, skip: 0, preset_size: false };
+    let all = Op::CopyRange { from: 0, to: 1, offset: 0, to_offset: 0, len: 1 << 20 };
+    run(&[Op::Create(0), write(0, 61072, 70000), copy(0, 5, 131_072), write(5, 0, 5000), Op::Reset(5)]).unwrap();
+    run(&[Op::Create(0), write(0, 0, 200_000), Op::Create(1), all, write(1, 0, 5000), Op::Reset(1)]).unwrap();
+}

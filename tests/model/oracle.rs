@@ -27,8 +27,9 @@ impl Contents {
 #[derive(Clone, Debug, Default)]
 pub struct Oracle {
     files: BTreeMap<Name, Contents>,
-    /// What clones were when they were made.
-    bases: BTreeMap<Name, Vec<u8>>,
+    /// What files may have been when they were made as clones. A copy of ranges makes a clone of an empty file, or just
+    /// copies, so there can be several.
+    bases: BTreeMap<Name, Vec<Vec<u8>>>,
     /// What snapshots show, by the name that their volume had then.
     pub snapshots: BTreeMap<Name, Vec<u8>>,
 }
@@ -111,12 +112,19 @@ impl Oracle {
             }
             Op::Clone { from, to, grow, .. } => self.cloned(*from, *to, *grow),
             Op::CopyRange { from, to, offset, to_offset, len } => {
-                let bytes = part(&self.bytes(*from), *offset, *len);
+                let whole = self.bytes(*from);
+                let bytes = part(&whole, *offset, *len);
+                if self.bytes(*to).is_empty() && *to_offset == 0 && bytes == whole {
+                    self.bases.entry(*to).or_default().push(whole);
+                }
                 self.edit(*to, |b| put(b, *to_offset, &bytes));
             }
             Op::CopyByPieces { from, to, piece, skip, .. } => {
                 let bytes = self.bytes(*from);
                 self.create(*to);
+                if *piece >= bytes.len() as u64 {
+                    self.bases.insert(*to, vec![bytes.clone()]);
+                }
                 for (at, len) in pieces(bytes.len() as u64, *piece, *skip) {
                     self.edit(*to, |b| put(b, at, &part(&bytes, at, len)));
                 }
@@ -140,12 +148,17 @@ impl Oracle {
                 let bytes = self.snapshots[name].clone();
                 self.edit(*name, |b| *b = bytes);
             }
-            Op::Reset(name) => {
-                let bytes = self.bases.get(name).cloned().ok_or("it was reset to what it never was")?;
-                self.edit(*name, |b| *b = bytes);
-            }
             _ => {}
         }
+        Ok(())
+    }
+
+    /// A file was made again what it was as a clone, and holds this now.
+    pub fn was_reset(&mut self, name: Name, now: Vec<u8>) -> Outcome {
+        if !self.bases.get(&name).is_some_and(|bases| bases.contains(&now)) {
+            return Err(format!("it was reset to {} bytes that it never was", now.len()));
+        }
+        self.edit(name, |b| *b = now);
         Ok(())
     }
 
@@ -153,7 +166,7 @@ impl Oracle {
         let mut bytes = self.bytes(from);
         bytes.resize(bytes.len() + more as usize, 0);
         self.create(to);
-        self.bases.insert(to, bytes.clone());
+        self.bases.insert(to, vec![bytes.clone()]);
         self.edit(to, |b| *b = bytes);
     }
 

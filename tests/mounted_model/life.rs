@@ -73,7 +73,11 @@ impl World<'_> {
     /// It is refused where the volume does not read from that any more.
     pub fn reset(&mut self, name: Name) -> Outcome<Done> {
         self.close_all();
-        unless_refused(client::reset(&self.path(name)))
+        let done = unless_refused(client::reset(&self.path(name)))?;
+        if done == Done::Yes {
+            self.oracle.was_reset(name, std::fs::read(self.path(name)).map_err(text)?)?;
+        }
+        Ok(done)
     }
 
     /// Every snapshot shows what it showed when it was made.

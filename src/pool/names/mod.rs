@@ -11,6 +11,7 @@
 mod attributes;
 mod caller;
 mod copying;
+mod directories;
 mod doors;
 mod groups;
 mod handle;
