@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use super::types::{FileKey, SetTime, Stat, Timestamp};
 
@@ -41,8 +42,8 @@ const BENEATH: u64 = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::R
 
 /// What gives descriptors back when the process has no more; returns how many it could.
 static RELIEF: OnceLock<fn() -> usize> = OnceLock::new();
-/// Number of tries that stands for: relief was asked for.
-const RELIEVED: u32 = 1000;
+/// How often it is asked for, for one call; after a vain attempt the next one comes so many milliseconds later.
+const RELIEVED: u64 = 12;
 
 /// Names what gives descriptors back when the process has no more.
 pub fn set_relief(relief: fn() -> usize) {
@@ -53,7 +54,7 @@ pub fn set_relief(relief: fn() -> usize) {
 pub fn open_beneath(dir: BorrowedFd<'_>, path: &OsStr, flags: i32, mode: u32) -> io::Result<OwnedFd> {
     let name = if path.is_empty() { c".".to_owned() } else { c_name(path)? };
     let how = OpenHow { flags: (flags | libc::O_CLOEXEC) as u64, mode: mode as u64, resolve: BENEATH };
-    let mut tries = 0;
+    let (mut tries, mut relieved) = (0, 0);
     loop {
         // SAFETY: name is NUL-terminated, how is a valid open_how of the size passed.
         let result = retry(|| unsafe {
@@ -64,11 +65,13 @@ pub fn open_beneath(dir: BorrowedFd<'_>, path: &OsStr, flags: i32, mode: u32) ->
             Ok(fd) => return Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }),
             // EAGAIN: a rename somewhere raced with the walk; the manual says to try again.
             Err(e) if e.raw_os_error() == Some(libc::EAGAIN) && tries < 128 => tries += 1,
-            // No descriptor is left: have those closed that nobody needs now, and try once more.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) && tries < RELIEVED => {
-                tries = RELIEVED;
-                if RELIEF.get().is_none_or(|relief| relief() == 0) {
-                    return Err(e);
+            // No descriptor is left: have those closed that nobody needs now. Others may take them first, or all of them be
+            // in use at this moment, each for one call: so more than once.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) && relieved < RELIEVED => {
+                relieved += 1;
+                let Some(relief) = RELIEF.get() else { return Err(e) };
+                if relief() == 0 {
+                    std::thread::sleep(Duration::from_millis(relieved));
                 }
             }
             Err(e) => return Err(e),
