@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use super::Set;
-use crate::error::{Context, Result};
-use crate::io::{FileKey, Fs, Open, Rename, Timestamp};
-use crate::store::{DIR, TMP};
+use crate::error::Result;
+use crate::io::{FileKey, Fs, Open, Timestamp};
+use crate::store::{self, log};
 
 /// Where it is.
 pub const PATH: &str = ".clonefs/policy.json";
@@ -32,10 +32,7 @@ fn read(fs: &dyn Fs, path: &str) -> std::io::Result<Option<Vec<u8>>> {
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
         other => other?,
     };
-    let mut bytes = vec![0; file.stat()?.size.min(LONGEST) as usize];
-    let got = file.read_at(&mut bytes, 0)?;
-    bytes.truncate(got);
-    Ok(Some(bytes))
+    log::read_all(file.as_ref(), LONGEST).map(Some)
 }
 
 fn understand(bytes: &[u8]) -> std::result::Result<Set, String> {
@@ -68,23 +65,9 @@ fn text(set: &Set) -> Vec<u8> {
     text
 }
 
-fn write(fs: &dyn Fs, path: &str, bytes: &[u8]) -> std::io::Result<()> {
-    let draft = format!("{TMP}/policy.json");
-    let draft = Path::new(&draft);
-    match fs.unlink(draft) {
-        Err(e) if e.raw_os_error() != Some(libc::ENOENT) => return Err(e),
-        _ => {}
-    }
-    let file = fs.open(draft, Open::CreateNew(0o600))?;
-    file.write_at(bytes, 0)?;
-    file.sync_all()?;
-    fs.rename(draft, Path::new(path), Rename::Replace)?;
-    fs.sync_dir(Path::new(DIR))
-}
-
 /// Replaces the file, in one step and durably.
 pub fn save(fs: &dyn Fs, set: &Set) -> Result<()> {
-    write(fs, PATH, &text(set)).context("write the policies", PATH)
+    store::persist(fs, Path::new(PATH), &text(set))
 }
 
 /// Remembers the policies as the last good ones. Failing to costs only that.
@@ -93,7 +76,7 @@ pub fn keep(fs: &dyn Fs, set: &Set) {
     let known = read(fs, LAST_GOOD).ok().flatten();
     // A pool that never had any gets no file.
     let unchanged = known.as_ref().map_or(set.policies.is_empty(), |known| *known == bytes);
-    if !unchanged && let Err(error) = write(fs, LAST_GOOD, &bytes) {
+    if !unchanged && let Err(error) = store::persist(fs, Path::new(LAST_GOOD), &bytes) {
         tracing::warn!("cannot keep a copy of the policies: {error}");
     }
 }
