@@ -58,7 +58,7 @@ impl<'a> Tiny<'a> {
         let made = run(&mut Command::new(script)).success().stdout;
         let dir = host.outside("tiny");
         host.shell(&format!(
-            "mkdir {dir} && cp {0}/vmlinux {0}/initrd {0}/agent {dir}/ && chmod -R a+rX {dir}",
+            "mkdir {dir} && cp {0}/vmlinux {0}/vmlinuz {0}/initrd {0}/agent {0}/database {dir}/ && chmod -R a+rX {dir}",
             made.trim()
         ));
         Tiny { host, dir }
@@ -81,10 +81,16 @@ impl<'a> Tiny<'a> {
     /// A definition of the same with qemu's guest agent in the machine, and its channel. It says when it freezes and
     /// thaws filesystems; with `agent=silent` in the job it never answers.
     pub fn with_agent(&self, domain: &str) -> String {
-        let dir = &self.dir;
-        self.host.shell(&format!("cat {dir}/initrd {dir}/agent >{dir}/initrd-agent; chmod a+r {dir}/initrd-agent"));
         let channel = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel></devices>";
-        domain.replace("/initrd</initrd>", "/initrd-agent</initrd>").replace("</devices>", channel)
+        self.with(domain, "agent").replace("</devices>", channel)
+    }
+
+    /// A definition of the same with more programs in the machine: `agent` or `database` (see scripts/mk-tiny).
+    pub fn with(&self, domain: &str, programs: &str) -> String {
+        let dir = &self.dir;
+        let initrd = format!("{dir}/initrd-{programs}");
+        self.host.shell(&format!("cat {dir}/initrd {dir}/{programs} >{initrd}; chmod a+r {initrd}"));
+        domain.replace("/initrd</initrd>", &format!("/initrd-{programs}</initrd>"))
     }
 
     /// Where a machine's serial port is written to.
@@ -103,8 +109,13 @@ impl<'a> Tiny<'a> {
 
     /// The last number that a machine has acknowledged.
     pub fn acknowledged(&self, name: &str) -> u32 {
+        self.last(name, "ACK ")
+    }
+
+    /// The number in the last line of a machine that begins so.
+    pub fn last(&self, name: &str, word: &str) -> u32 {
         let said = self.said(name);
-        said.iter().rev().find_map(|line| line.strip_prefix("ACK ")?.parse().ok()).unwrap_or(0)
+        said.iter().rev().find_map(|line| line.strip_prefix(word)?.parse().ok()).unwrap_or(0)
     }
 
     /// Waits until a machine has powered itself off, which must be after `OK`.
