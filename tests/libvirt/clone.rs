@@ -269,24 +269,3 @@ fn a_clone_is_told_who_it_is() {
     let xml = host.xml("web");
     assert!(xml.contains(&host.pool("web-seed.img")) && !xml.contains("vm1-seed"), "{xml}");
 }
-
-#[test]
-fn clones_are_started_and_boot() {
-    if !host::ready() {
-        return;
-    }
-    let host = Host::start();
-    let tiny = Tiny::new(&host);
-    host.write(&host.pool("gold.img"), &noise(6, 4 << 20));
-    host.define(&tiny.domain("gold", "job=head mib=4", &disk(&host.pool("gold.img"), "raw", "vda")));
-    host.clonefs_ok("domain clone gold vm{} --count 3 --start");
-    host.virsh_ok("start gold");
-    for name in ["gold", "vm1", "vm2", "vm3"] {
-        tiny.wait_ok(name);
-    }
-    let sum = tiny.said("gold")[0].clone();
-    assert!(sum.starts_with("SUM "), "{sum}");
-    for name in ["vm1", "vm2", "vm3"] {
-        assert_eq!(tiny.said(name)[0], sum);
-    }
-}

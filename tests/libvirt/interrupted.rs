@@ -1,4 +1,4 @@
-//! Work on domains that is stopped half-way, by a signal or by a full disk: nothing of it is left.
+//! Work on domains that is stopped half-way, by a signal, a full disk or a source that goes: nothing of it is left.
 
 use crate::guest::{disk, domain};
 use crate::host::{self, Host};
@@ -81,4 +81,48 @@ fn a_full_disk_during_a_clone_leaves_nothing_behind() {
         assert_eq!(everything(&host), before, "{line}: {done:?}");
         assert_eq!(host.clonefs_ok("domain snapshot list gold").lines().count(), 2);
     }
+}
+
+/// A directory with a `virsh` that does this before it does what it is told, if that matches a pattern.
+fn virsh_that(host: &Host, name: &str, told: &str, does: &str) -> String {
+    let dir = host.outside(name);
+    host.shell(&format!("mkdir {dir}"));
+    let script = format!("#!/bin/sh\ncase \"$*\" in\n{told}) {does};;\nesac\nexec /usr/bin/virsh \"$@\"\n");
+    host.write(&format!("{dir}/virsh"), script.as_bytes());
+    host.shell(&format!("chmod +x {dir}/virsh"));
+    dir
+}
+
+#[test]
+fn a_source_that_vanishes_leaves_nothing_behind() {
+    if !host::ready() {
+        return;
+    }
+    let host = Host::start();
+    let image = host.pool("gold.img");
+    host.write(&image, &noise(1, MIB));
+    host.define(&domain("gold", &disk(&image, "raw", "vda")));
+    let xml = host.xml("gold");
+    // Its disk, when that was looked at and before it is cloned: the addresses in use come between.
+    let away = virsh_that(&host, "away", "-q", &format!("mv {image} {image}.away"));
+    // Itself, when its disk was cloned and before the clone is defined.
+    let undefine = "/usr/bin/virsh -q undefine gold >/dev/null";
+    let gone = virsh_that(&host, "gone", "*domstate*", undefine);
+    let before = everything(&host);
+    let clonefs = env!("CARGO_BIN_EXE_clonefs");
+    for (dir, hint) in [(&away, "gold.img"), (&gone, "failed to get domain")] {
+        for line in ["clone gold web", "clone gold vm{} --count 2 --mode linked"] {
+            let done = host.run("bash", ["-c", &format!("PATH={dir}:$PATH exec {clonefs} domain {line}")]);
+            let said = done.code(1).stderr;
+            assert!(said.contains(hint) && said.lines().count() == 1, "{line}: {said}");
+            if dir == &away {
+                host.shell(&format!("mv {image}.away {image}"));
+            } else {
+                assert_eq!(host.domains(), [""; 0]);
+                host.define(&xml);
+            }
+            assert_eq!(everything(&host), before, "{line}");
+        }
+    }
+    assert!(host.read(&image) == noise(1, MIB));
 }

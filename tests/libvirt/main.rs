@@ -20,3 +20,4 @@ mod reflink;
 mod refused;
 mod run;
 mod snapshot;
+mod storm;
