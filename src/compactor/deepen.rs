@@ -13,10 +13,10 @@ use crate::units::{BLOCK, Id};
 use crate::volume::fill::{Filled, Filling};
 use crate::volume::{State, Volume};
 
-/// Bytes copied between two looks at the clock.
-const STEP: u64 = 1 << 20;
 /// Bytes copied for one volume before the next has its turn; also how much a crash can cost.
-const SLICE: u64 = 64 << 20;
+const SLICE: u64 = 256 << 20;
+/// Bytes that are read in one turn of taking checksums.
+const SUMMED: u64 = 64 << 20;
 
 /// How long the first of several changes waits for the others.
 const GATHER: Duration = Duration::from_millis(20);
@@ -60,7 +60,7 @@ pub fn run(pool: &Arc<Pool>) {
             if !pool.sum_turn() {
                 break;
             }
-            pace.rest(pool, SLICE);
+            pace.rest(pool, SUMMED);
         }
     }
 }
@@ -149,12 +149,12 @@ fn fill_slice(
     record: &VolumeRecord,
     stop: &dyn Fn() -> bool,
 ) -> Result<Outcome> {
-    let how = Filling {
-        most: STEP,
+    let mut pace = Pace::new(pool);
+    let mut how = Filling {
+        most: pace.step(pool),
         share: pool.can_share() && record.deepening != Deepening::Physical && !pool.options().physical,
         trust_holes: pool.trusts_holes(),
     };
-    let mut pace = Pace::new(pool);
     let by_heat = pool.order_of(record) == Order::Hot;
     let (mut from, mut copied) = (0, 0);
     loop {
@@ -175,6 +175,7 @@ fn fill_slice(
         copied += filled.copied;
         pool.note_copied(filled.copied);
         pace.rest(pool, filled.copied);
+        how.most = pace.step(pool);
         if copied >= SLICE || stop() || pool.is_too_full_to_deepen() || pool.has_to_wait(pool.when_to_deepen(record)) {
             // A durable point: what was copied so far is not copied again after a crash.
             volume.sync(true)?;

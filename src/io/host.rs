@@ -8,9 +8,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use super::around::Around;
 use super::direct::Direct;
 use super::sys::{c_name, fstat, grow_buffer, lstat_at, open_beneath, proc_path, retry, split_names, timespec};
 use super::types::{DirEntry, FileKind, FsInfo, Open, Rename, SetTime, Stat, Whence};
@@ -18,6 +20,8 @@ use super::{File, FileRef, Fs};
 
 /// Longest piece of a path handed to the kernel at once; `PATH_MAX` is 4096.
 const PIECE: usize = 3800;
+/// Threads that share the work of [`Fs::each`]: one reads while another writes, and one more.
+const AT_ONCE: usize = 3;
 
 /// A directory tree on this machine, reached through the descriptor of its root: a mount laid over the directory
 /// afterwards does not hide it.
@@ -99,7 +103,7 @@ impl Fs for HostFs {
         };
         let fd = open_beneath(dir.as_fd(), OsStr::from_bytes(name.to_bytes()), flags, mode)?;
         let root = self.root.clone();
-        let file = HostFile { fd, root, direct: Direct::default() };
+        let file = HostFile { fd, root, direct: Direct::default(), around: Around::default() };
         // A FIFO or a device swapped in for a file must not be read as one.
         if file.stat()?.kind() != FileKind::File {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
@@ -215,6 +219,22 @@ impl Fs for HostFs {
             if beside.is_err() {
                 run();
             }
+        });
+    }
+
+    fn each(&self, count: usize, work: &(dyn Fn(usize) + Sync)) {
+        let next = AtomicUsize::new(0);
+        let run = || {
+            while let Some(index) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|index| *index < count) {
+                work(index);
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..count.min(AT_ONCE) {
+                // Without it this thread does more of them.
+                drop(std::thread::Builder::new().name("each".to_owned()).spawn_scoped(scope, run));
+            }
+            run();
         });
     }
 
@@ -334,6 +354,7 @@ struct HostFile {
     /// For [`File::link_to`], whose path is relative to the root.
     root: Arc<OwnedFd>,
     direct: Direct,
+    around: Around,
 }
 
 impl HostFile {
@@ -374,6 +395,10 @@ impl File for HostFile {
     fn will_need(&self, offset: u64, len: u64) {
         // SAFETY: the descriptor is open; the call reads nothing of ours.
         unsafe { libc::posix_fadvise(self.raw(), offset as i64, len as i64, libc::POSIX_FADV_WILLNEED) };
+    }
+
+    fn read_around(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        if self.around.read(self.fd.as_fd(), buf, offset) { Ok(buf.len()) } else { self.read_at(buf, offset) }
     }
 
     fn read_direct(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {

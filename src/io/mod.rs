@@ -4,6 +4,7 @@
 //! Paths are relative to the pool's root directory (`""` is the root itself), never contain `..`, and are resolved
 //! without following a symbolic link anywhere. No call here retries or hides an error; `EINTR` alone is retried.
 
+mod around;
 mod direct;
 mod host;
 mod sys;
@@ -60,6 +61,11 @@ pub trait Fs: Send + Sync + 'static {
         first();
         second();
     }
+    /// Does `work` for each number below `count`, in any order or several at the same time, as a disk likes it. Here one
+    /// after the other, for the same reason.
+    fn each(&self, count: usize, work: &(dyn Fn(usize) + Sync)) {
+        (0..count).for_each(work);
+    }
     /// Changes permission bits. Does not follow links.
     fn chmod(&self, path: &Path, mode: u32) -> io::Result<()>;
     /// Changes owner and group; `None` leaves one as it is. Does not follow links.
@@ -97,6 +103,10 @@ pub trait File: Send + Sync + 'static {
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
     /// Begins to read a range into the page cache, for somebody who will want it soon; only a hint.
     fn will_need(&self, _offset: u64, _len: u64) {}
+    /// As [`File::read_at`], for what others will read too: what is around it may come into the page cache with it.
+    fn read_around(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_at(buf, offset)
+    }
     /// As [`File::read_at`], past the page cache where that can be (O_DIRECT); the same bytes in any case.
     fn read_direct(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.read_at(buf, offset)

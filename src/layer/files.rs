@@ -186,7 +186,10 @@ impl Layer {
     /// a crash can leave bytes of an append that was never synced.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.check_sound(offset / BLOCK, blocks(offset + buf.len() as u64))?;
-        self.read_unchecked(offset, buf)
+        if !self.frozen.load(Ordering::Acquire) {
+            return self.read_unchecked(offset, buf);
+        }
+        self.read_with(offset, buf, |data, buf| data.read_around(buf, offset))
     }
 
     /// The same past the page cache, for a layer that one volume alone reads.

@@ -244,6 +244,11 @@ impl Layer {
         Ok(idle::register(layer))
     }
 
+    /// The filesystem that its files are on.
+    pub fn fs(&self) -> &Arc<dyn Fs> {
+        &self.fs
+    }
+
     /// Size in bytes of the volume.
     pub fn size(&self) -> u64 {
         self.size.load(Ordering::Acquire)

@@ -58,7 +58,7 @@ use crate::policy::{Patch, Policies, Policy};
 use crate::store::record::{Change, Deepening, VolumeRecord};
 use crate::store::{Store, map_path};
 use crate::units::Id;
-use crate::volume::{Env, Hooks, State, Volume};
+use crate::volume::{Env, Foreground, Hooks, State, Volume};
 
 /// How a pool is served.
 #[derive(Clone, Debug)]
@@ -219,7 +219,7 @@ impl Pool {
             store,
             read_only: options.read_only,
             hooks: OnceLock::new(),
-            foreground: AtomicU64::new(0),
+            foreground: Foreground::default(),
         });
         let rate = AtomicU64::new(options.rate);
         let policies = Policies::open(env.fs.clone(), options.read_only);
@@ -344,7 +344,12 @@ impl Pool {
 
     /// Number of reads and writes by users so far.
     pub fn foreground(&self) -> u64 {
-        self.env.foreground.load(Ordering::Relaxed)
+        self.env.foreground.begun()
+    }
+
+    /// Number of reads and writes under way.
+    pub fn under_way(&self) -> u64 {
+        self.env.foreground.under_way()
     }
 
     /// Limit of background copying in bytes a second, 0 for none.

@@ -2,6 +2,9 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::Arc;
+
+use crate::sync::Mutex;
 
 use super::overlay::{Overlay, punch};
 use crate::error::{Context, Result};
@@ -38,7 +41,13 @@ const CHUNK: u64 = 1 << 16;
 /// Blocks read at once: 1 MiB.
 const PIECE: u64 = 256;
 /// So many blocks ahead the disk is told what will be read.
-const AHEAD: u64 = 4 * PIECE;
+const AHEAD: u64 = 8 * PIECE;
+
+/// Blocks to be copied from a layer.
+struct Piece {
+    layer: Arc<Layer>,
+    blocks: Range<u64>,
+}
 
 thread_local! {
     /// Room for a piece, one for each thread that copies.
@@ -87,9 +96,18 @@ impl Overlay {
     fn fill_within(&self, range: Range<u64>, how: &Filling) -> Result<Filled> {
         let Some(run) = self.top.next_absent(range.start, range.end) else { return Ok(Filled::default()) };
         let run = run.start..run.end.min(run.start + CHUNK);
-        let mut filled = Filled { next: Some(run.end), ..Filled::default() };
         let _held = self.ranges.lock(run.clone());
-        // What a guest wrote between the look above and the lock is not touched: it is present now.
+        let mut filled = Filled { next: Some(run.end), ..Filled::default() };
+        let pieces = self.fill_without_copying(run, how, &mut filled)?;
+        self.copy_pieces(&pieces)?;
+        filled.blocks += pieces.iter().map(|piece| piece.blocks.end - piece.blocks.start).sum::<u64>();
+        Ok(filled)
+    }
+
+    /// Makes holes of what reads as zeros, shares what can be shared, and gives what has to be copied.
+    fn fill_without_copying(&self, run: Range<u64>, how: &Filling, filled: &mut Filled) -> Result<Vec<Piece>> {
+        let mut pieces = Vec::new();
+        // What a guest wrote before the lock is not touched: it is present now.
         let mut at = run.start;
         while let Some(absent) = self.top.next_absent(at, run.end) {
             at = absent.end;
@@ -99,18 +117,25 @@ impl Overlay {
                 while !rest.is_empty() {
                     if filled.copied >= how.most {
                         filled.next = Some(rest.start);
-                        return Ok(filled);
+                        return Ok(pieces);
                     }
                     let done = match &segment.owner {
-                        Owner::Zero => self.fill_zero(rest.clone())?,
-                        Owner::Layer(layer) => self.fill_from(layer, rest.clone(), how, &mut filled.copied)?,
+                        Owner::Zero => Some(self.fill_zero(rest.clone())?),
+                        Owner::Layer(layer) => self.fill_from(layer, &rest, how)?,
                     };
-                    filled.blocks += done - rest.start;
-                    rest.start = done;
+                    if let Some(done) = done {
+                        filled.blocks += done - rest.start;
+                        rest.start = done;
+                    } else if let Owner::Layer(layer) = &segment.owner {
+                        let blocks = rest.start..rest.end.min(rest.start + PIECE);
+                        rest.start = blocks.end;
+                        filled.copied += self.bytes_of(&blocks);
+                        pieces.push(Piece { layer: layer.clone(), blocks });
+                    }
                 }
             }
         }
-        Ok(filled)
+        Ok(pieces)
     }
 
     /// Zeros must be made: the data file can hold leftovers of writes that a crash took back.
@@ -122,35 +147,52 @@ impl Overlay {
         Ok(range.end)
     }
 
-    /// Fills the first part of `range`; returns where that part ends.
-    fn fill_from(&self, layer: &Layer, range: Range<u64>, how: &Filling, copied: &mut u64) -> Result<u64> {
+    /// Bytes of blocks: the last one may end with the volume.
+    fn bytes_of(&self, blocks: &Range<u64>) -> u64 {
+        (blocks.end * BLOCK).min(self.top.size()) - blocks.start * BLOCK
+    }
+
+    /// Fills the first part of `range` if no byte of it need be copied; returns where that part ends.
+    fn fill_from(&self, layer: &Layer, range: &Range<u64>, how: &Filling) -> Result<Option<u64>> {
         let data = layer.data()?;
-        let start = range.start * BLOCK;
-        if let Some(hole) = data.as_ref().filter(|_| how.trust_holes).and_then(|d| hole_end(d, start)) {
+        if let Some(hole) = data.filter(|_| how.trust_holes).and_then(|data| hole_end(&data, range.start * BLOCK)) {
             let end = (hole / BLOCK).min(range.end);
             if end > range.start {
-                return self.fill_zero(range.start..end);
+                return self.fill_zero(range.start..end).map(Some);
             }
         }
-        if how.share && self.share_from(layer, &range)? {
+        if how.share && self.share_from(layer, range)? {
             self.top.mark(range.start, range.end);
-            return Ok(range.end);
+            return Ok(Some(range.end));
         }
-        let range = range.start..range.end.min(range.start + PIECE);
-        let end = (range.end * BLOCK).min(self.top.size());
-        let len = (end - start) as usize;
+        Ok(None)
+    }
+
+    /// Copies all of them, several at a time where that is of use. After an error those that were copied are present.
+    fn copy_pieces(&self, pieces: &[Piece]) -> Result<()> {
+        let failed = Mutex::new(None);
+        self.top.fs().each(pieces.len(), &|index| {
+            let failed_before = failed.lock().is_some();
+            if !failed_before && let Err(error) = self.copy_piece(&pieces[index]) {
+                failed.lock().get_or_insert(error);
+            }
+        });
+        failed.into_inner().map_or(Ok(()), Err)
+    }
+
+    fn copy_piece(&self, Piece { layer, blocks }: &Piece) -> Result<()> {
+        let (start, len) = (blocks.start * BLOCK, self.bytes_of(blocks));
         let mut room = ROOM.take();
-        let bytes = aligned(&mut room, len);
+        let bytes = aligned(&mut room, len as usize);
         layer.read(start, bytes)?;
         // The disk reads what comes next while this is written.
-        if let Some(data) = &data {
-            data.will_need(end + AHEAD * BLOCK, PIECE * BLOCK);
+        if let Some(data) = layer.data()? {
+            data.will_need((blocks.end + AHEAD) * BLOCK, PIECE * BLOCK);
         }
         self.put_filled(start, bytes)?;
         ROOM.set(room);
-        *copied += len as u64;
-        self.top.mark(range.start, range.end);
-        Ok(range.end)
+        self.top.mark(blocks.start, blocks.end);
+        Ok(())
     }
 
     /// Writes what was read from the parent: data past the page cache, as nobody has asked for it and the next sync

@@ -52,8 +52,46 @@ pub struct Env {
     pub read_only: bool,
     /// The pool.
     pub hooks: OnceLock<Weak<dyn Hooks>>,
-    /// Number of reads and writes so far, for background work to see that others are busy.
-    pub foreground: AtomicU64,
+    /// What others read and write, for background work to keep out of their way.
+    pub foreground: Foreground,
+}
+
+/// Reads and writes that somebody waits for.
+#[derive(Default)]
+pub struct Foreground {
+    begun: AtomicU64,
+    ended: AtomicU64,
+}
+
+impl Foreground {
+    /// Counts one, which lasts until the result is dropped.
+    fn begin(&self) -> Request<'_> {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        Request { foreground: self }
+    }
+
+    /// Number that began so far.
+    pub fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Number that is under way.
+    pub fn under_way(&self) -> u64 {
+        // In this order the difference is never negative but for what the processor reorders.
+        let ended = self.ended.load(Ordering::Relaxed);
+        self.begun().saturating_sub(ended)
+    }
+}
+
+/// A read or write under way.
+struct Request<'a> {
+    foreground: &'a Foreground,
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        self.foreground.ended.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Env {
@@ -268,11 +306,14 @@ impl Volume {
     /// The same; with `direct`, what nobody shares is read past the page cache. What clones share is read through it, so
     /// that all of them have it in memory once.
     pub fn read_as(&self, offset: u64, buf: &mut [u8], direct: bool) -> Result<usize> {
-        self.env.foreground.fetch_add(1, Ordering::Relaxed);
+        let _request = self.env.foreground.begin();
         let mut once = || match &*self.gate.read() {
             State::Plain(plain) => {
-                let alone = direct && plain.shared.is_none();
-                let read = if alone { plain.file.read_direct(buf, offset) } else { plain.file.read_at(buf, offset) };
+                let read = match (&plain.shared, direct) {
+                    (Some(_), _) => plain.file.read_around(buf, offset),
+                    (None, true) => plain.file.read_direct(buf, offset),
+                    (None, false) => plain.file.read_at(buf, offset),
+                };
                 read.map_err(|e| Error::io("read", e).at(self.path()))
             }
             State::Overlay(overlay) => overlay.read(offset, buf, direct),
@@ -299,7 +340,7 @@ impl Volume {
 
     fn change_once<T>(self: &Arc<Self>, change: impl Fn(&State) -> Result<T>) -> Result<T> {
         self.writable()?;
-        self.env.foreground.fetch_add(1, Ordering::Relaxed);
+        let _request = self.env.foreground.begin();
         loop {
             let gate = self.gate.read();
             match &*gate {

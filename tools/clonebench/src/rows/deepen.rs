@@ -25,6 +25,8 @@ pub fn run(bench: &Bench) -> Outcome<Vec<Table>> {
     bench.step("deepen: making images")?;
     // A quarter of it is holes, in pieces.
     file::mixed(&pool.at("base"), size, 11, |piece| piece % 16 < 12)?;
+    // So large that it is not deepened before the other volume's test has ended.
+    file::mixed(&pool.at("large"), LARGE * size, 13, |piece| piece % 16 < 12)?;
     file::full(&pool.at("other"), size, 12)?;
     let mut tables = vec![throughput(bench, &area, &pool)?];
     tables.extend(foreground(bench, &pool)?);
@@ -73,6 +75,9 @@ fn throughput(bench: &Bench, area: &Work, pool: &Pool) -> Outcome<Table> {
     Ok(table.compare("clonefs deepen", "cp --sparse=always, fsync", Bar::None))
 }
 
+/// The image that is deepened in the background has so many times the size of the others.
+const LARGE: u64 = 4;
+
 /// Sets background work going, or stops it.
 fn ask(pool: &Pool, name: &str, action: DeepenAction) -> Outcome<()> {
     Ok(doors::deepen(&pool.at(name), &DeepenRequest { action, rate: None, physical: true })?)
@@ -90,7 +95,7 @@ fn foreground(bench: &Bench, pool: &Pool) -> Outcome<Vec<Table>> {
             Ok(found.borrow().last().map_or(f64::NAN, |found| found.iops))
         };
         let deepening = || {
-            pool.clone("base", "background")?;
+            pool.clone("large", "background")?;
             let to_copy =
                 || Ok::<u64, crate::failure::Failure>(doors::info(&pool.at("background"))?.map_or(0, |i| i.to_copy));
             let before = to_copy()?;
