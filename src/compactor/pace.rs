@@ -35,15 +35,35 @@ pub struct Pace {
     began: Instant,
     /// Others are there.
     beside: bool,
-    /// When the bytes copied so far may be exceeded, under the limit.
+    limit: Limit,
+}
+
+/// Bytes a second.
+struct Limit {
+    /// When the bytes copied so far may be exceeded.
     due: Instant,
+}
+
+impl Limit {
+    /// Counts what was copied; a second in which nothing was can be made up for.
+    fn count(&mut self, bytes: u64, rate: u64, now: Instant) {
+        if rate > 0 {
+            let least = now.checked_sub(Duration::from_secs(1)).unwrap_or(now);
+            self.due = self.due.max(least) + Duration::from_secs_f64(bytes as f64 / rate as f64);
+        }
+    }
+
+    /// How long to rest; `None`: not at all.
+    fn rest(&self, now: Instant) -> Option<Duration> {
+        self.due.checked_duration_since(now).filter(|rest| !rest.is_zero())
+    }
 }
 
 impl Pace {
     /// Begins now.
     pub fn new(pool: &Pool) -> Pace {
         let now = Instant::now();
-        Pace { foreground: pool.foreground(), began: now, beside: true, due: now }
+        Pace { foreground: pool.foreground(), began: now, beside: true, limit: Limit { due: now } }
     }
 
     /// Bytes to copy in the next step: under a limit at most those of a quarter of a second.
@@ -62,15 +82,12 @@ impl Pace {
             let_others_go_first(pool, self.began.elapsed());
         }
         let rate = pool.rate();
-        if rate > 0 {
-            let now = Instant::now();
-            self.due = self.due.max(now - Duration::from_secs(1)) + Duration::from_secs_f64(bytes as f64 / rate as f64);
-            while let Some(rest) = self.due.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero())
-                && !pool.stopping()
-                && pool.rate() == rate
-            {
-                std::thread::sleep(rest.min(LONGEST));
-            }
+        self.limit.count(bytes, rate, Instant::now());
+        while let Some(rest) = self.limit.rest(Instant::now())
+            && !pool.stopping()
+            && pool.rate() == rate
+        {
+            std::thread::sleep(rest.min(LONGEST));
         }
         self.foreground = pool.foreground();
         self.began = Instant::now();
@@ -136,6 +153,22 @@ mod tests {
         assert!(!look(10, 1, 0, 1).is_enough(worked));
         assert!(look(20, 1, 0, 1).is_enough(worked));
         assert!(look(100, 1, 0, 1).is_enough(Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn a_limit_holds_however_low_it_is() {
+        let now = Instant::now();
+        let mut limit = Limit { due: now };
+        for second in 1..5 {
+            limit.count(LEAST_STEP, LEAST_STEP / 8, now);
+            assert_eq!(limit.rest(now), Some(Duration::from_secs(8 * second)));
+        }
+        // A long while in which nothing was copied gives no more than one second's worth.
+        let later = now + Duration::from_secs(100);
+        limit.count(5 << 20, 1 << 20, later);
+        assert_eq!(limit.rest(later), Some(Duration::from_secs(4)));
+        limit.count(1 << 30, 0, later);
+        assert_eq!(limit.rest(later), Some(Duration::from_secs(4)), "no limit, no more to rest");
     }
 
     #[test]

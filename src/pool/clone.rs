@@ -2,6 +2,7 @@
 //!
 //! | crash after | what is found |
 //! |---|---|
+//! | the files of a layer for later writes to the source, see `spare` | files that no record names: removed |
 //! | the link of the source into `layers` | a file that no record names: removed |
 //! | the link of the stub into `stubs` | a link that no record names: removed; the destination is an empty file |
 //! | the journal record | the clone |
@@ -10,6 +11,7 @@ use crate::sync::atomic::Ordering;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::spare::{Spare, remove_files};
 use super::{CloneOptions, Pool, stub};
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::{Event, What};
@@ -98,10 +100,11 @@ impl Pool {
         self.dissolve_empty(target)?;
         // The next write would have to wait for the freeze, and for its syncs: have them behind us.
         let _held = if source.writers() > 0 { self.freeze_open(source)? } else { None };
+        let mut spare = self.prepare_next_layer(source);
         self.flush_cached(source);
         let (mut source_gate, mut target_gate) = both_gates(source, target);
         let empty = check_target(target, &target_gate, 1)?;
-        let Some(moment) = self.moment(source, &mut source_gate)? else {
+        let Some(moment) = self.moment_with(source, &mut source_gate, spare.as_mut())? else {
             if options.no_copy {
                 return Err(Error::new(Kind::Unsupported, "clone").at(source.path()).because("it has several names"));
             }
@@ -146,6 +149,11 @@ impl Pool {
     /// Freezes a volume, whose gate is held exclusively, at this moment. `None`: it is a file of several names, which
     /// can only be copied. Nothing is changed until the moment's changes are committed.
     pub(super) fn moment(&self, source: &Volume, gate: &mut State) -> Result<Option<Moment>> {
+        self.moment_with(source, gate, None)
+    }
+
+    /// The same with a layer for what is written next.
+    fn moment_with(&self, source: &Volume, gate: &mut State, spare: Option<&mut Spare>) -> Result<Option<Moment>> {
         match gate {
             State::Broken { why, .. } => Err(Error::new(Kind::Damaged, "clone").at(source.path()).because(why.clone())),
             State::Plain(plain) => {
@@ -160,7 +168,7 @@ impl Pool {
                 }
                 self.moment_of_plain(source, plain)
             }
-            State::Overlay(overlay) => self.moment_of_overlay(overlay).map(Some),
+            State::Overlay(overlay) => self.moment_of_overlay(overlay, spare).map(Some),
         }
     }
 
@@ -197,7 +205,7 @@ impl Pool {
         Ok(Some(moment))
     }
 
-    fn moment_of_overlay(&self, overlay: &Overlay) -> Result<Moment> {
+    fn moment_of_overlay(&self, overlay: &Overlay, spare: Option<&mut Spare>) -> Result<Moment> {
         let top = &overlay.top;
         overlay.check_latch()?;
         let pending = overlay.debts.pending.lock().clone();
@@ -213,7 +221,9 @@ impl Pool {
         let record = catalogue.volume(overlay.id).cloned();
         drop(catalogue);
         let mut record = record.ok_or_else(|| Error::new(Kind::Damaged, "clone").because("it has no record"))?;
-        let fresh = self.env.fresh_layer(new_id(), Some(top.clone()), size, blocks(size));
+        let fresh = spare
+            .and_then(|spare| spare.take_for(top))
+            .unwrap_or_else(|| self.env.fresh_layer(new_id(), Some(top.clone()), size, blocks(size)));
         record.top = fresh.id;
         record.file = fresh.id;
         record.parent = Some(top.id);
@@ -326,8 +336,10 @@ impl Pool {
 
     /// What a moment that was not committed left behind.
     pub(super) fn abandon(&self, moment: &Moment) {
-        if let After::Shared(layer) = &moment.after {
-            let _ = self.env.fs.unlink(&data_path(layer.id));
+        match &moment.after {
+            After::Shared(layer) => drop(self.env.fs.unlink(&data_path(layer.id))),
+            After::NewTop(layer) => remove_files(self.env.fs.as_ref(), layer),
+            After::Same => {}
         }
     }
 

@@ -27,6 +27,7 @@ mod scrub;
 mod settle;
 pub mod snapshot;
 mod space;
+mod spare;
 mod startup;
 pub mod stub;
 mod usage;
