@@ -328,3 +328,36 @@ fn a_source_that_is_replaced_all_the_time_can_be_cloned() {
         });
     });
 }
+
+/// Files of layers in the pool.
+fn layer_files(pool: &Pool) -> usize {
+    fs::read_dir(pool.below(".clonefs/layers")).unwrap().count()
+}
+
+#[test]
+fn a_source_that_is_written_to_has_its_next_files_before_it_writes_again() {
+    on(&[Backing::Ext4], |pool| {
+        let path = pool.write("source", &noise(1, MIB));
+        let source = writable(&path);
+        pool.clone("source", "clone-1");
+        source.write_all_at(&[1; 5000], 3000).unwrap();
+        let before = layer_files(pool);
+        pool.clone("source", "clone-2");
+        assert_eq!(layer_files(pool), before + 2, "a data file and a map for what is written next");
+        pool.clone("source", "clone-3");
+        assert_eq!(layer_files(pool), before + 2, "nothing was written in between");
+
+        source.write_all_at(&[2; 5000], 30_000).unwrap();
+        let refused = set_xattr(&pool.at("clone-1"), CLONE_FROM, b"source").unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EEXIST));
+        assert_eq!(layer_files(pool), before + 2, "what a refused clone made is gone");
+
+        // What was made beforehand is what is written to.
+        let mut expected = noise(1, MIB);
+        expected[3000..8000].fill(1);
+        assert_eq!(pool.read("clone-2"), expected);
+        assert_eq!(pool.read("clone-3"), expected);
+        expected[30_000..35_000].fill(2);
+        assert_eq!(pool.read("source"), expected);
+    });
+}

@@ -465,6 +465,9 @@ impl World {
         for version in self.model.volumes[self.model.get(from).expect("it is there")].versions.clone() {
             self.edit(to, |bytes| *bytes = version);
         }
+        // A reset goes back to this clone from now on.
+        let number = self.model.get(to).expect("it is there");
+        self.model.volumes[number].base = Some(self.model.volumes[number].now().clone());
         self.pool.clone_volume(&source, &target, &CloneOptions::default()).map_err(text)
     }
 
