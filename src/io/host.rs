@@ -20,8 +20,6 @@ use super::{File, FileRef, Fs};
 
 /// Longest piece of a path handed to the kernel at once; `PATH_MAX` is 4096.
 const PIECE: usize = 3800;
-/// Threads that share the work of [`Fs::each`]: one reads while another writes, and one more.
-const AT_ONCE: usize = 3;
 
 /// A directory tree on this machine, reached through the descriptor of its root: a mount laid over the directory
 /// afterwards does not hide it.
@@ -222,7 +220,7 @@ impl Fs for HostFs {
         });
     }
 
-    fn each(&self, count: usize, work: &(dyn Fn(usize) + Sync)) {
+    fn each(&self, at_once: usize, count: usize, work: &(dyn Fn(usize) + Sync)) {
         let next = AtomicUsize::new(0);
         let run = || {
             while let Some(index) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|index| *index < count) {
@@ -230,7 +228,7 @@ impl Fs for HostFs {
             }
         };
         std::thread::scope(|scope| {
-            for _ in 1..count.min(AT_ONCE) {
+            for _ in 1..count.min(at_once) {
                 // Without it this thread does more of them.
                 drop(std::thread::Builder::new().name("each".to_owned()).spawn_scoped(scope, run));
             }

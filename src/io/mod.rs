@@ -61,9 +61,9 @@ pub trait Fs: Send + Sync + 'static {
         first();
         second();
     }
-    /// Does `work` for each number below `count`, in any order or several at the same time, as a disk likes it. Here one
-    /// after the other, for the same reason.
-    fn each(&self, count: usize, work: &(dyn Fn(usize) + Sync)) {
+    /// Does `work` for each number below `count`, in any order, up to `at_once` at the same time. Here one after the
+    /// other, for the same reason.
+    fn each(&self, _at_once: usize, count: usize, work: &(dyn Fn(usize) + Sync)) {
         (0..count).for_each(work);
     }
     /// Changes permission bits. Does not follow links.

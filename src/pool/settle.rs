@@ -8,11 +8,15 @@ use crate::error::{Context, Result};
 use crate::layer::Layer;
 use crate::store::record::{Change, LayerRecord, VolumeRecord};
 use crate::store::stub_path;
+use crate::sync::Mutex;
 use crate::units::Id;
 use crate::volume::{State, Volume};
 
 /// From this many files on, one sync of the whole filesystem is cheaper than one of each.
 pub(super) const MANY: usize = 8;
+
+/// So many of them are synced at the same time.
+const SYNCS: usize = 16;
 
 /// An eighth of the descriptors that this process can have: a volume that is not durable holds up to three of them, for
 /// its stub, its data and its map.
@@ -50,16 +54,21 @@ impl Pool {
             // What follows then finds nothing left to write, and need not sync names one by one.
             self.env.fs.sync_fs().context("sync filesystem", "")?;
         }
-        let (mut first_error, mut all_in_maps) = (None, true);
-        for volume in &volumes {
+        // Together: a journalling filesystem makes many syncs that wait at the same time in one commit.
+        let outcome = Mutex::new((None, true));
+        self.env.fs.each(SYNCS, volumes.len(), &|index| {
+            let volume = &volumes[index];
             match volume.sync_as(true, many) {
                 Ok(()) => self.settle(volume),
                 Err(error) => {
-                    all_in_maps &= volume.note_failure();
+                    let in_maps = volume.note_failure();
+                    let (first_error, all_in_maps) = &mut *outcome.lock();
+                    *all_in_maps &= in_maps;
                     first_error.get_or_insert(error);
                 }
             }
-        }
+        });
+        let (mut first_error, all_in_maps) = outcome.into_inner();
         if all_in_maps {
             self.env.unsynced.drop_before(noted);
         }

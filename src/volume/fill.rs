@@ -43,6 +43,9 @@ const PIECE: u64 = 256;
 /// So many blocks ahead the disk is told what will be read.
 const AHEAD: u64 = 8 * PIECE;
 
+/// So many pieces are copied at the same time: one is read while another is written, and one more.
+const COPIERS: usize = 3;
+
 /// Blocks to be copied from a layer.
 struct Piece {
     layer: Arc<Layer>,
@@ -171,7 +174,7 @@ impl Overlay {
     /// Copies all of them, several at a time where that is of use. After an error those that were copied are present.
     fn copy_pieces(&self, pieces: &[Piece]) -> Result<()> {
         let failed = Mutex::new(None);
-        self.top.fs().each(pieces.len(), &|index| {
+        self.top.fs().each(COPIERS, pieces.len(), &|index| {
             let failed_before = failed.lock().is_some();
             if !failed_before && let Err(error) = self.copy_piece(&pieces[index]) {
                 failed.lock().get_or_insert(error);
