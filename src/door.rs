@@ -285,6 +285,9 @@ pub struct VolumeInfo {
     pub queued: bool,
     /// Why it is `failed`, or what is wrong with it.
     pub error: Option<String>,
+    /// Why it cannot be cloned now, and what helps: it is open with passthrough.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cannot_clone: Option<String>,
 }
 
 /// What one volume takes. All numbers are bytes; `own`, `shared`, `freed` and `disk` are what the backing filesystem
@@ -375,6 +378,12 @@ pub struct PoolStatus {
     pub cannot_clone: Option<String>,
     /// I/O engine.
     pub engine: String,
+    /// Which opens may go past the daemon: `off`, `read-only` or `writable`.
+    #[serde(default)]
+    pub passthrough: String,
+    /// Files that are open past the daemon now.
+    #[serde(default)]
+    pub open_past: u64,
     /// `auto` or `manual`.
     pub deepen: String,
     /// All background work is paused.

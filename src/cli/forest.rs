@@ -189,6 +189,7 @@ mod tests {
             to_copy: 0,
             queued: false,
             error: None,
+            cannot_clone: None,
         }
     }
 

@@ -131,6 +131,7 @@ pub mod tests {
             to_copy: 0,
             queued: false,
             error: None,
+            cannot_clone: None,
         }
     }
 

@@ -79,6 +79,9 @@ fn describe(pool: &PoolStatus, terminal: bool) -> String {
         "mounted   {mounted}, served by process {} (clonefs {}, {})",
         pool.pid, pool.version, pool.engine
     );
+    if !matches!(pool.passthrough.as_str(), "" | "off") {
+        let _ = writeln!(out, "past us   passthrough={}, {} files open", pool.passthrough, pool.open_past);
+    }
     match (&pool.cannot_clone, pool.can_clone) {
         (_, true) => {
             let _ = writeln!(
@@ -173,6 +176,8 @@ mod tests {
             can_clone: true,
             cannot_clone: None,
             engine: "threads".into(),
+            passthrough: "off".into(),
+            open_past: 0,
             deepen: "auto".into(),
             paused: false,
             rate_limit: 200 << 20,

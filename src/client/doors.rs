@@ -165,11 +165,7 @@ fn clone_failed(source: &Path, error: Errno) -> Error {
             (Kind::CrossPool, "source and clone are not in the same pool", "cp copies from one pool to another")
         }
         Errno::FBIG => (Kind::TooLarge, "the clone would be larger than a volume can be", "give a smaller --size"),
-        Errno::BUSY => (
-            Kind::Busy,
-            "another process has it open for writing since before the mount",
-            "see clonefs status, close it there and try again",
-        ),
+        Errno::BUSY => return busy(source),
         Errno::NOSPC => return no_room(source, error),
         Errno::IO => (Kind::Io, "it cannot be read in full", "see clonefs status and clonefs check"),
         Errno::INVAL => (
@@ -182,6 +178,17 @@ fn clone_failed(source: &Path, error: Errno) -> Error {
         e => return failed("clone", source, e),
     };
     Error::new(kind, "clone").at(source).because(cause).remedy(remedy)
+}
+
+/// Somebody writes to it where clonefs does not see it.
+fn busy(source: &Path) -> Error {
+    let error = Error::new(Kind::Busy, "clone").at(source);
+    match info(source).ok().flatten().and_then(|info| info.cannot_clone) {
+        Some(why) => error.because(why),
+        None => error
+            .because("a process has it open for writing past clonefs: since before the mount, or with passthrough")
+            .remedy("see clonefs status, close it there and try again"),
+    }
 }
 
 /// The filesystem is full, or so full that the pool refuses clones.

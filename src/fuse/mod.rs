@@ -5,6 +5,8 @@
 //! a pin, finding holes, a hard link) runs on `Workers`, and the reply goes with it.
 
 mod convert;
+mod kernel;
+mod past;
 mod workers;
 
 use std::cell::{Cell, RefCell};
@@ -17,18 +19,20 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags as FuseWriteFlags,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags as FuseWriteFlags,
 };
+
+pub use self::kernel::KernelEnd;
 
 use self::convert::{absent, attr, change, device, file_type, flags_of_rename, whence};
 use self::workers::Workers;
 use crate::door;
 use crate::error::{Error, Result};
-use crate::io::aligned;
+use crate::io::{FileRef, aligned};
 use crate::pool::names::{
-    Caller, Creation, Found, Handle, Kernel, Listed, NameTree, WriteFlags, get_takes_long, set_may_wait,
+    Caller, Creation, Found, Handle, Listed, NameTree, Register, WriteFlags, get_takes_long, set_may_wait,
 };
 
 /// Largest read or write request, the most that the kernel sends without a change of its settings.
@@ -57,12 +61,14 @@ pub struct Adapter {
     names: Arc<NameTree>,
     workers: Workers,
     lifetimes: Lifetimes,
+    /// The kernel can take opens past the daemon.
+    passthrough: bool,
 }
 
 impl Adapter {
     /// Serves `names`. Starts threads.
     pub fn new(names: Arc<NameTree>, lifetimes: Lifetimes) -> io::Result<Adapter> {
-        Ok(Adapter { names, workers: Workers::start(WORKERS)?, lifetimes })
+        Ok(Adapter { names, workers: Workers::start(WORKERS)?, lifetimes, passthrough: false })
     }
 
     fn reply_entry(&self, result: Result<Found>, reply: ReplyEntry) {
@@ -172,7 +178,7 @@ fn reply_read(handle: Result<Arc<Handle>>, offset: u64, size: u32, reply: ReplyD
     });
 }
 
-/// Flags of every open: each read and write comes here, writes of one file in parallel.
+/// Flags of every open that comes to the daemon: each read and write comes here, writes of one file in parallel.
 fn open_flags() -> FopenFlags {
     FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
 }
@@ -195,6 +201,10 @@ impl Filesystem for Adapter {
             if config.add_capabilities(flag).is_err() {
                 tracing::warn!("this kernel's FUSE lacks {flag:?}");
             }
+        }
+        // It makes the mount count as one that lies on another, so it is not asked for in vain.
+        if self.names.wants_passthrough() {
+            self.passthrough = past::ask_for_it(config);
         }
         let too_small = |_| io::Error::from_raw_os_error(libc::EPROTO);
         config.set_max_write(MAX_WRITE).map_err(too_small)?;
@@ -356,9 +366,13 @@ impl Filesystem for Adapter {
     // ---- open files ----------------------------------------------------------------------------------------------
 
     fn open(&self, req: &Request, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        edge("open", || match self.names.open(id.0, flags.0, &caller(req)) {
-            Ok(handle) => reply.opened(FileHandle(handle), open_flags()),
-            Err(error) => reply.error(code("open", &error)),
+        edge("open", || {
+            let register = |file: &FileRef| past::register(&reply, file);
+            let register: Option<Register> = self.passthrough.then_some(&register);
+            match self.names.open_past(id.0, flags.0, &caller(req), register) {
+                Ok((handle, registered)) => past::reply_open(reply, FileHandle(handle), registered),
+                Err(error) => reply.error(code("open", &error)),
+            }
         });
     }
 
@@ -568,31 +582,5 @@ impl Filesystem for Adapter {
 
     fn fsyncdir(&self, _: &Request, id: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         edge("fsyncdir", || reply_empty("fsyncdir", self.names.sync_directory(id.0), reply));
-    }
-}
-
-/// The kernel's end of a mount.
-pub struct KernelEnd(pub Notifier);
-
-impl Kernel for KernelEnd {
-    fn flush_pages(&self, node: u64) {
-        // Offset 0, length 0: the whole file. Dirty pages are written to us before the call returns.
-        if let Err(error) = self.0.inval_inode(INodeNo(node), 0, 0) {
-            tracing::warn!("cannot get cached pages of node {node} from the kernel: {error}");
-        }
-    }
-
-    fn attributes_changed(&self, node: u64) {
-        // A negative offset: attributes only, no pages.
-        if let Err(error) = self.0.inval_inode(INodeNo(node), -1, 0) {
-            tracing::warn!("cannot tell the kernel that node {node} has changed: {error}");
-        }
-    }
-
-    fn grown(&self, node: u64, offset: u64, last: u8) {
-        // The kernel takes a new size from what is stored into its cache, if that is at least one byte.
-        if let Err(error) = self.0.store(INodeNo(node), offset, &[last]) {
-            tracing::warn!("cannot tell the kernel the new size of node {node}: {error}");
-        }
     }
 }

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 
 use super::around::Around;
 use super::direct::Direct;
+use super::sole;
 use super::sys::{c_name, fstat, grow_buffer, lstat_at, open_beneath, proc_path, retry, split_names, timespec};
 use super::types::{DirEntry, FileKind, FsInfo, Open, Rename, SetTime, Stat, Whence};
 use super::{File, FileRef, Fs};
@@ -501,6 +502,14 @@ impl File for HostFile {
         let name = c_name(name)?;
         // SAFETY: name is NUL-terminated.
         retry(|| unsafe { libc::fremovexattr(self.raw(), name.as_ptr()) }).map(drop)
+    }
+
+    fn is_writable(&self) -> bool {
+        sole::is_writable(self.fd.as_fd())
+    }
+
+    fn is_sole(&self) -> io::Result<bool> {
+        sole::is_sole(self.fd.as_fd())
     }
 
     fn fd(&self) -> Option<RawFd> {

@@ -7,6 +7,7 @@
 mod around;
 mod direct;
 mod host;
+mod sole;
 mod sys;
 mod types;
 
@@ -145,6 +146,14 @@ pub trait File: Send + Sync + 'static {
     fn list_xattr(&self) -> io::Result<Vec<OsString>>;
     /// Removes an extended attribute.
     fn remove_xattr(&self, name: &OsString) -> io::Result<()>;
+    /// Whether it was opened for writing too.
+    fn is_writable(&self) -> bool {
+        true
+    }
+    /// Whether nobody else has the file open or mapped, in this process (once more) or another, through whatever name.
+    fn is_sole(&self) -> io::Result<bool> {
+        Ok(true)
+    }
     /// Descriptor, for calls that the seam does not have; `None` in a simulated store.
     fn fd(&self) -> Option<RawFd> {
         None

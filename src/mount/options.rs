@@ -3,6 +3,7 @@
 use libc::c_ulong;
 
 use crate::error::{Error, Kind, Result};
+use crate::pool::names::Passthrough;
 use crate::pool::{Mark, Watermarks};
 use crate::units::parse_size;
 
@@ -43,6 +44,8 @@ pub struct Options {
     pub watermarks: Watermarks,
     /// Number of threads that serve requests.
     pub threads: usize,
+    /// Which opens may go past the daemon.
+    pub passthrough: Passthrough,
 }
 
 impl Default for Options {
@@ -58,6 +61,7 @@ impl Default for Options {
             rate: 0,
             watermarks: Watermarks { warn: Some(Mark::Used(WARN)), ..Watermarks::default() },
             threads: 16,
+            passthrough: Passthrough::default(),
         }
     }
 }
@@ -168,6 +172,12 @@ impl Options {
             "warn" => self.watermarks.warn = mark(word, value)?,
             "stop-deepening" => self.watermarks.stop_deepening = mark(word, value)?,
             "refuse-clones" => self.watermarks.refuse_clones = mark(word, value)?,
+            "passthrough" => match value {
+                "off" => self.passthrough = Passthrough::Off,
+                "read-only" => self.passthrough = Passthrough::ReadOnly,
+                "writable" => self.passthrough = Passthrough::Writable,
+                _ => return Err(bad(word, "passthrough is off, read-only or writable")),
+            },
             "threads" => match value.parse() {
                 Ok(threads @ 1..=256) => self.threads = threads,
                 _ => return Err(bad(word, "threads is a number from 1 to 256")),
@@ -239,6 +249,7 @@ mod tests {
             "bogus",
             "rate=fast",
             "threads=0",
+            "passthrough=all",
             "deepen=never",
             "subtype=other",
             "size=4G",

@@ -143,7 +143,8 @@ fn is_mounted(pool: &Path) -> Result<bool> {
 
 fn serve_pool(plan: &Plan, pool: &Arc<Pool>, flags: libc::c_ulong, signals: Signals, ready: &mut Ready) -> Result<()> {
     let sync_directories = flags & (libc::MS_DIRSYNC | libc::MS_SYNCHRONOUS) != 0;
-    let settings = Settings { pool: plan.pool.clone(), mountpoint: plan.mountpoint.clone(), sync_directories };
+    let (pool_path, mountpoint, passthrough) = (plan.pool.clone(), plan.mountpoint.clone(), plan.options.passthrough);
+    let settings = Settings { pool: pool_path, mountpoint, sync_directories, passthrough };
     let names = NameTree::new(pool.clone(), settings)?;
     let tree: Weak<NameTree> = Arc::downgrade(&names);
     pool.set_names(tree as Weak<dyn Names>);

@@ -104,6 +104,9 @@ impl Pool {
     }
 
     fn unsettle(&self, heir: Id, parent: &Layer) -> Result<bool> {
+        if self.read_past(parent)? {
+            return Ok(false);
+        }
         let record = self.env.store.catalogue().layer(parent.id).cloned();
         let Some(mut record) = record else { return Ok(false) };
         if record.complete {

@@ -104,6 +104,13 @@ impl Pool {
         self.flush_cached(source);
         let (mut source_gate, mut target_gate) = both_gates(source, target);
         let empty = check_target(target, &target_gate, 1)?;
+        if source.is_bypassed() && matches!(&*source_gate, State::Plain(plain) if plain.shared.is_none()) {
+            share_whole(source, &source_gate, empty, options.size)?;
+            drop((source_gate, target_gate));
+            let why = "shared by the backing filesystem, as the source is open with passthrough";
+            self.events.tell(Event::new(What::Cloned, target.path()).from(source.path()).because(why));
+            return if options.sync { target.sync(false) } else { Ok(()) };
+        }
         let Some(moment) = self.moment_with(source, &mut source_gate, spare.as_mut())? else {
             if options.no_copy {
                 return Err(Error::new(Kind::Unsupported, "clone").at(source.path()).because("it has several names"));
@@ -166,6 +173,7 @@ impl Pool {
                     }
                     plain.shared = None;
                 }
+                source.check_not_bypassed("clone")?;
                 self.moment_of_plain(source, plain)
             }
             State::Overlay(overlay) => self.moment_of_overlay(overlay, spare).map(Some),
@@ -443,6 +451,7 @@ pub(super) fn check_target<'a>(target: &Volume, gate: &'a State, links: u64) -> 
         Err(Error::new(Kind::Exists, "clone").at(target.path()).because(why).remedy(remedy))
     };
     let State::Plain(plain) = gate else { return refuse("the destination is not empty") };
+    target.check_not_bypassed("clone into")?;
     let stat = plain.file.stat().context("look at destination", target.path())?;
     if stat.size != 0 || plain.shared.is_some() {
         return refuse("the destination is not empty");
@@ -451,6 +460,32 @@ pub(super) fn check_target<'a>(target: &Volume, gate: &'a State, links: u64) -> 
         return refuse("the destination has more than one name, or none");
     }
     Ok(plain)
+}
+
+/// Has the backing filesystem share the whole of a file that is written to past the daemon. It writes out what the kernel
+/// caches, mappings included, and holds up all writes meanwhile: this is one moment of the file.
+fn share_whole(source: &Volume, gate: &State, empty: &Plain, size: Option<u64>) -> Result<()> {
+    let State::Plain(plain) = gate else { return source.check_not_bypassed("clone") };
+    plain.check_latch().map_err(|e| e.at(source.path()))?;
+    match empty.file.share_range(plain.file.as_ref(), 0, 0, 0) {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL | libc::EXDEV | libc::ENOTTY)) => {
+            return source.check_not_bypassed("clone");
+        }
+        shared => shared.context("share the blocks of", source.path())?,
+    }
+    empty.touch();
+    let len = empty.file.stat().context("look at destination", source.path())?.size;
+    let sized = match size {
+        Some(size) if size < len => {
+            Err(Error::new(Kind::Invalid, "clone").because(format!("{size} bytes is less than the source has")))
+        }
+        Some(size) => empty.file.set_len(size).context("set size", source.path()),
+        None => Ok(()),
+    };
+    if sized.is_err() {
+        let _ = empty.file.set_len(0);
+    }
+    sized
 }
 
 /// Copies a file of several names, with all writes to it held up: slow, and correct.

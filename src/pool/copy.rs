@@ -86,6 +86,9 @@ impl Pool {
         len: u64,
         size: u64,
     ) -> Result<u64> {
+        if source.is_bypassed() || target.is_bypassed() {
+            return Ok(0);
+        }
         self.dissolve_empty(target)?;
         let fresh = match &*target.gate().read() {
             State::Plain(plain) if plain.shared.is_none() && plain.pristine.load(Ordering::Acquire) => {

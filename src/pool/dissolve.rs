@@ -14,8 +14,9 @@ use crate::volume::plain::Plain;
 use crate::volume::{State, Volume};
 
 impl Pool {
-    /// Makes an overlay of size 0 a plain file, if its stub has one name.
+    /// Makes an overlay of size 0 a plain file, if its stub has one name. For whoever is about to clone into it.
     pub(super) fn dissolve_empty(&self, volume: &Arc<Volume>) -> Result<()> {
+        volume.settle_bypass();
         let empty_overlay = |state: &State| matches!(state, State::Overlay(overlay) if overlay.top.size() == 0);
         if !empty_overlay(&volume.gate().read()) {
             return Ok(());

@@ -67,6 +67,7 @@ impl Pool {
 
     /// Refuses to clone a file that somebody writes past the mount.
     pub(super) fn check_elsewhere(&self, source: &Volume) -> Result<()> {
+        source.settle_bypass();
         let key = source.key();
         if !self.elsewhere.lock().contains(&key) {
             return Ok(());

@@ -49,6 +49,10 @@ impl Pool {
             return Ok(None);
         }
         let _switching = volume.switching().lock();
+        // From here to the end none begins to go past us. One that does keeps the file: the clone sees to that.
+        if volume.is_bypassed() {
+            return Ok(None);
+        }
         if let Some(held) = self.still_shared(volume)? {
             return self.freeze(volume, &held).map(|()| Some(held));
         }

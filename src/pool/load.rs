@@ -225,6 +225,7 @@ impl Pool {
         let plain = Plain::new(file, None);
         plain.pristine.store(true, Ordering::Release);
         let volume = Volume::new(self.env.clone(), key, path, State::Plain(plain));
+        volume.set_new();
         let mut tables = self.tables.lock();
         tables.volumes.insert(key, Arc::downgrade(&volume));
         // The inode number may be that of a file that is gone.

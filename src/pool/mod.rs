@@ -16,6 +16,7 @@ mod group;
 mod load;
 mod lock;
 pub mod names;
+mod past;
 mod reap;
 pub mod repair;
 mod replace;
@@ -220,6 +221,7 @@ impl Pool {
             store,
             read_only: options.read_only,
             hooks: OnceLock::new(),
+            past: AtomicBool::new(false),
             foreground: Foreground::default(),
         });
         let rate = AtomicU64::new(options.rate);

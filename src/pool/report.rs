@@ -47,6 +47,7 @@ impl Pool {
             to_copy: 0,
             queued: false,
             error: None,
+            cannot_clone: None,
         };
         match &*gate {
             State::Plain(plain) => {
@@ -62,6 +63,8 @@ impl Pool {
                     info.freed_if_deleted = if stat.nlink <= 1 { stat.blocks * 512 } else { 0 };
                 }
                 info.error = plain.check_latch().err().map(|e| e.to_string());
+                let bypass = volume.why_bypassed().filter(|_| plain.shared.is_none());
+                info.cannot_clone = bypass.map(|(why, remedy)| format!("{why} ({remedy})"));
             }
             State::Overlay(overlay) => self.overlay_info(overlay, &mut info),
             State::Broken { why, .. } => {
@@ -149,6 +152,8 @@ impl Pool {
             can_clone: self.check_can_clone().is_ok(),
             cannot_clone: self.cannot_clone.get().cloned(),
             engine: "threads".into(),
+            passthrough: "off".into(),
+            open_past: 0,
             deepen: if self.options.deepen_auto { "auto" } else { "manual" }.into(),
             paused: self.paused(),
             rate_limit: self.rate(),

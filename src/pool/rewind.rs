@@ -74,6 +74,7 @@ impl Pool {
             return Err(Error::new(Kind::ReadOnly, doing).at(volume.path()));
         }
         refuse_open(volume, doing)?;
+        volume.settle_bypass();
         // Held so that nobody drops or adopts it before the record of the volume names it.
         let _held = past.layer.as_ref().map(Layer::hold);
         let _switching = volume.switching().lock();
@@ -156,6 +157,8 @@ impl Pool {
         let mut replace = |path: &Path| -> Result<FileKey> {
             let mut gate = volume.gate().write();
             refuse_open(volume, doing)?;
+            // One that is just being opened.
+            volume.check_not_bypassed(doing)?;
             self.put_in_place(volume, &mut gate, path, past.layer.as_ref(), &prepared)
         };
         match names.swap(volume.key(), Some(&volume.path()), &mut replace) {

@@ -17,6 +17,7 @@ use crate::units::Id;
 impl Pool {
     pub(super) fn start_up(&self) -> Result<()> {
         self.look_elsewhere();
+        self.look_for_past();
         self.probe()?;
         for problem in self.env.store.damage() {
             self.add_trouble(".clonefs", problem.clone(), "run `clonefs check --repair` on the unmounted pool");

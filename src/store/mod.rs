@@ -50,6 +50,8 @@ pub const STUBS: &str = ".clonefs/stubs";
 pub const SNAPSHOTS: &str = ".clonefs/snapshots";
 /// Changes of maps that were not synced, for the case that the daemon is killed (`layer::unsynced`).
 pub const UNSYNCED: &str = ".clonefs/unsynced";
+/// The boot of the machine during which files were opened past a daemon (`pool::past`).
+pub const PAST: &str = ".clonefs/past";
 /// Files that are not in use yet; emptied at every mount.
 pub const TMP: &str = ".clonefs/tmp";
 

@@ -4,6 +4,7 @@
 //! overlay of layers. It changes from one to the other under its gate, while it is open: handles look the state up at
 //! every call, so none of them ever sees an old one.
 
+pub mod bypass;
 pub mod fill;
 pub mod hot;
 pub mod overlay;
@@ -11,7 +12,7 @@ pub mod pinned;
 pub mod plain;
 pub mod ranges;
 
-use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -50,6 +51,8 @@ pub struct Env {
     pub unsynced: Arc<Unsynced>,
     /// The pool is served for reading only.
     pub read_only: bool,
+    /// Files of the pool were opened past a daemon since the machine was started, see [`bypass`].
+    pub past: AtomicBool,
     /// The pool.
     pub hooks: OnceLock<Weak<dyn Hooks>>,
     /// What others read and write, for background work to keep out of their way.
@@ -154,6 +157,10 @@ pub struct Volume {
     path: Mutex<PathBuf>,
     handles: AtomicUsize,
     writers: AtomicUsize,
+    /// Number of holders of a way past the daemon for writing, see [`bypass`].
+    bypasses: AtomicUsize,
+    /// Somebody may still hold a way past the daemon that it does not know of.
+    lingering: AtomicBool,
     /// Time of the last write that the stub does not carry yet.
     mtime: Mutex<Option<Timestamp>>,
 }
@@ -181,6 +188,8 @@ static SERIAL: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(
 impl Volume {
     /// The volume whose attributes are those of the file `key`, last seen at `path`.
     pub fn new(env: Arc<Env>, key: FileKey, path: &Path, state: State) -> Arc<Volume> {
+        let lingering =
+            env.past.load(Ordering::Acquire) && matches!(&state, State::Plain(plain) if plain.shared.is_none());
         Arc::new(Volume {
             serial: SERIAL.fetch_add(1, Ordering::Relaxed),
             snapshot: matches!(&state, State::Overlay(overlay) if overlay.snapshot),
@@ -191,6 +200,8 @@ impl Volume {
             path: Mutex::new(path.to_path_buf()),
             handles: AtomicUsize::new(0),
             writers: AtomicUsize::new(0),
+            bypasses: AtomicUsize::new(0),
+            lingering: AtomicBool::new(lingering),
             mtime: Mutex::new(None),
         })
     }
@@ -454,7 +465,8 @@ impl Volume {
             match &*gate {
                 State::Plain(plain) if plain.shared.is_some() => {}
                 State::Plain(plain) => {
-                    let pristine = plain.pristine.load(Ordering::Acquire) || size == 0;
+                    // Of what goes past us nobody hears that it is written to again.
+                    let pristine = (plain.pristine.load(Ordering::Acquire) || size == 0) && !self.is_bypassed();
                     plain.touch();
                     plain.file.set_len(size).context("set size", self.path())?;
                     // An empty file holds nothing; what it grows by is zeros.
@@ -547,7 +559,7 @@ impl Volume {
     /// Whether all that was written is durable, and no sync of it, which could still fail, is under way.
     pub fn is_settled(&self) -> bool {
         match &*self.gate.read() {
-            State::Plain(plain) => !plain.is_dirty(),
+            State::Plain(plain) => !plain.is_dirty() && self.bypasses.load(Ordering::SeqCst) == 0,
             State::Overlay(overlay) => !overlay.is_dirty() && overlay.top.is_settled(),
             State::Broken { .. } => true,
         }

@@ -79,6 +79,11 @@ impl Plain {
 }
 
 impl Durability {
+    /// Notes that something was written.
+    pub fn set_dirty(&self) {
+        self.dirty.store(true, Ordering::Release);
+    }
+
     /// Makes contents durable, and the name if it is new; the first failure stays.
     pub fn sync(&self, fs: &dyn Fs, file: &FileRef, data_only: bool) -> Result<()> {
         let synced = self.latch.sync("sync file", || {

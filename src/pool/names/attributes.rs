@@ -145,7 +145,12 @@ impl NameTree {
         if mode & libc::S_IRUSR == 0 && self.kind(id)? == FileKind::File {
             self.pool.before_touch(&self.volume(id)?)?;
         }
-        self.with_target(id, "change the mode of", |target| target.chmod(mode))?;
+        let change = || self.with_target(id, "change the mode of", |target| target.chmod(mode));
+        if mode & (libc::S_ISUID | libc::S_ISGID) == 0 {
+            change()?;
+        } else {
+            self.unless_past(id, "give privileges to", change)?;
+        }
         self.privileges_may_have_changed(id);
         Ok(())
     }

@@ -96,6 +96,8 @@ impl NameTree {
             mountpoint: text(&self.settings.mountpoint),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            passthrough: self.settings.passthrough.word().to_owned(),
+            open_past: self.count_past(),
             ..self.pool.status()
         }
     }

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use crate::sync::{Mutex, RwLock};
 
 use super::errno;
+use super::ways::{Past, Ways};
 use crate::error::{Context, Result};
 use crate::io::{DirEntry, FileRef, Whence};
 use crate::volume::{Pinned, Volume};
@@ -26,6 +27,8 @@ pub struct OpenFile {
     pub plain_readers: Vec<u32>,
     /// Privileges that writing must take away.
     pub privileges: Arc<Privileges>,
+    /// How the handles reach the bytes.
+    pub ways: Ways<Past>,
 }
 
 /// What is known of setuid and setgid bits and capabilities of an open file, so that not every write has to look.

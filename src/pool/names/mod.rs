@@ -15,16 +15,19 @@ mod directories;
 mod doors;
 mod groups;
 mod handle;
+mod opens;
 mod policies;
 mod snapshots;
 mod table;
 mod tree;
+mod ways;
 mod xattr;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use crate::sync::atomic::AtomicBool;
 use crate::sync::{Mutex, RwLock};
 
 pub use attributes::{Attributes, Change};
@@ -34,6 +37,7 @@ pub use doors::decode_requests;
 pub use handle::{DirHandle, Handle, WriteFlags, opens_for_writing};
 pub use table::ROOT;
 pub use tree::{Creation, Found, Listed};
+pub use ways::{Passthrough, Register, Registered};
 pub use xattr::{get_takes_long, set_may_wait};
 
 use self::groups::Groups;
@@ -73,6 +77,8 @@ pub struct Settings {
     pub mountpoint: PathBuf,
     /// Make every change of a directory durable before it is answered.
     pub sync_directories: bool,
+    /// Which opens may go past the daemon.
+    pub passthrough: Passthrough,
 }
 
 /// The names of a mounted pool.
@@ -93,6 +99,8 @@ pub struct NameTree {
     groups: Mutex<Groups>,
     /// The node of the directory that holds the stubs of snapshots, once it was needed.
     stubs: OnceLock<u64>,
+    /// The kernel has refused to take an open past the daemon: it is not asked again.
+    no_way_past: AtomicBool,
     kernel: OnceLock<Box<dyn Kernel>>,
 }
 
@@ -112,6 +120,7 @@ impl NameTree {
             handles: Handles::default(),
             groups: Mutex::default(),
             stubs: OnceLock::new(),
+            no_way_past: AtomicBool::new(false),
             kernel: OnceLock::new(),
         };
         Ok(Arc::new(tree))

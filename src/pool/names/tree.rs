@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::attributes::Attributes;
 use super::caller::{Caller, effective_gid, effective_uid};
-use super::handle::{Handle, Handles, OpenFile, is_plain_reader, opens_for_writing};
+use super::handle::Handles;
 use super::{HIDDEN, NameTree, ROOT, errno, snapshots, stale};
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::{Event, What};
@@ -107,8 +107,9 @@ impl NameTree {
         let (node, generation, path, volume) = self.make_file(parent, name, how, flags & libc::O_EXCL != 0)?;
         let stat = volume.file().ok_or_else(stale)?.stat().context("look at", &path)?;
         let found = self.found(node, generation, &path, stat)?;
-        match self.add_handle(node, volume, flags, &how.caller) {
-            Ok(handle) => Ok((found, handle)),
+        // Never past the daemon: a new file can become a clone.
+        match self.add_handle(node, volume, flags, &how.caller, &mut None) {
+            Ok((handle, _)) => Ok((found, handle)),
             Err(error) => {
                 self.forget(node, 1);
                 Err(error)
@@ -405,79 +406,6 @@ impl NameTree {
         let _namespace = self.namespace.read();
         let (path, _) = self.verified(id)?;
         self.fs.readlink(&path).context("read link", &path)
-    }
-
-    /// Opens a regular file. The kernel has checked permissions.
-    pub fn open(&self, id: u64, flags: i32, caller: &Caller) -> Result<u64> {
-        let changes = opens_for_writing(flags) || flags & libc::O_TRUNC != 0;
-        let volume = self.volume(id)?;
-        if changes && volume.is_snapshot() {
-            return Err(snapshots::read_only("open for writing"));
-        }
-        let handle = self.add_handle(id, volume, flags, caller)?;
-        if changes {
-            // Now that it can be seen: a policy that comes into force looks for whoever writes after it did.
-            let _asking = caller.asks();
-            self.check_file_free("open for writing", id).inspect_err(|_| self.release(handle))?;
-        }
-        if is_plain_reader(flags) {
-            // It may be cp, which looks at `st_blocks` next and then has to ask us, see `attributes`.
-            self.attributes_changed(id);
-        }
-        Ok(handle)
-    }
-
-    fn add_handle(&self, id: u64, volume: Arc<Volume>, flags: i32, caller: &Caller) -> Result<u64> {
-        let writes = opens_for_writing(flags);
-        // Counted before the look at the name below: the name is removed before the pool is told that it was. So either
-        // we see that it is gone, or the pool sees that the file is open.
-        volume.open_handle(writes);
-        let mut table = self.table.lock();
-        let named = table.path(id).is_some();
-        let Some(node) = table.node_mut(id).filter(|node| named || node.open.is_some()) else {
-            drop(table);
-            volume.close_handle(writes);
-            return Err(stale());
-        };
-        let open = node.open.get_or_insert_with(|| OpenFile {
-            volume,
-            handles: 0,
-            writers: 0,
-            plain_readers: Vec::new(),
-            privileges: Arc::default(),
-        });
-        open.handles += 1;
-        open.writers += u32::from(writes);
-        if is_plain_reader(flags) {
-            open.plain_readers.push(caller.pid);
-        }
-        Ok(self.handles.add(Handle::new(id, open, flags, caller.pid)))
-    }
-
-    /// Closes a regular file.
-    pub fn release(&self, number: u64) {
-        let Some(handle) = self.handles.remove(number) else { return };
-        let writes = opens_for_writing(handle.flags);
-        let last = {
-            let mut table = self.table.lock();
-            let Some(node) = table.node_mut(handle.node) else { return };
-            if let Some(open) = &mut node.open {
-                open.handles -= 1;
-                open.writers -= u32::from(writes);
-                if is_plain_reader(handle.flags)
-                    && let Some(at) = open.plain_readers.iter().position(|pid| *pid == handle.pid)
-                {
-                    open.plain_readers.swap_remove(at);
-                }
-            }
-            let last = node.open.take_if(|open| open.handles == 0);
-            if last.is_some() {
-                table.closed(handle.node);
-            }
-            last
-        };
-        handle.volume.close_handle(writes);
-        drop(last);
     }
 
     /// Open handles by number.

@@ -54,10 +54,17 @@ impl NameTree {
             return self.set_door(id, name, value, caller);
         }
         let name = name.to_owned();
-        self.with_target(id, "set an attribute of", |target| {
-            target.set_xattr(&name, value, flags)?;
-            if name == ACCESS_ACL { drop_group_id(&target, caller) } else { Ok(()) }
-        })?;
+        let set = || {
+            self.with_target(id, "set an attribute of", |target| {
+                target.set_xattr(&name, value, flags)?;
+                if name == ACCESS_ACL { drop_group_id(&target, caller) } else { Ok(()) }
+            })
+        };
+        if name == "security.capability" {
+            self.unless_past(id, "give privileges to", set)?;
+        } else {
+            set()?;
+        }
         if name.as_bytes().starts_with(b"security.") {
             self.privileges_may_have_changed(id);
         }

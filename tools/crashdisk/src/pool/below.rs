@@ -28,7 +28,12 @@ impl Served {
     pub fn open(root: &Path, bug: Bug) -> Result<Served> {
         let fs = Arc::new(PlantedFs::new(root, bug).context("open pool", root)?);
         let pool = Pool::open(fs.clone() as Arc<dyn Fs>, PoolOptions::default())?;
-        let settings = Settings { pool: root.to_path_buf(), mountpoint: root.to_path_buf(), sync_directories: false };
+        let settings = Settings {
+            pool: root.to_path_buf(),
+            mountpoint: root.to_path_buf(),
+            sync_directories: false,
+            ..Settings::default()
+        };
         let names = NameTree::new(pool.clone(), settings)?;
         let weak: Weak<dyn Names> = Arc::downgrade(&(names.clone() as Arc<dyn Names>));
         pool.set_names(weak);
@@ -164,7 +169,12 @@ pub fn open(root: &Path) -> Result<Looked> {
     if let Some(trouble) = troubles.first() {
         return Err(Error::new(Kind::Damaged, "open pool").at(root).because(format!("{trouble:?}")));
     }
-    let settings = Settings { pool: root.to_path_buf(), mountpoint: root.to_path_buf(), sync_directories: false };
+    let settings = Settings {
+        pool: root.to_path_buf(),
+        mountpoint: root.to_path_buf(),
+        sync_directories: false,
+        ..Settings::default()
+    };
     let names = NameTree::new(pool.clone(), settings)?;
     let weak: Weak<dyn Names> = Arc::downgrade(&(names.clone() as Arc<dyn Names>));
     pool.set_names(weak);
