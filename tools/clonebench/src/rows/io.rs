@@ -1,7 +1,12 @@
-//! An independent volume through the mount, beside the same file without it.
+//! An independent volume through the mount, and with passthrough, beside the same file without it.
+
+use std::fs::File;
+use std::path::Path;
+
+use clonefs::client::doors;
 
 use crate::bench::Bench;
-use crate::failure::Outcome;
+use crate::failure::{During, Outcome};
 use crate::file;
 use crate::fio::Job;
 use crate::pool::Pool;
@@ -15,6 +20,31 @@ struct Case {
     mib: bool,
     bar: Bar,
 }
+
+/// How the mount is used.
+struct Way {
+    /// Options of the mount.
+    options: &'static str,
+    /// What its tables begin with.
+    title: &'static str,
+    /// What it is called in them.
+    name: &'static str,
+    /// The bar of all that have one, if it is another one here.
+    bar: Option<Bar>,
+    /// A handle for reading and writing stays open, as a virtual machine's does: it takes all others past the daemon.
+    held: bool,
+}
+
+const DAEMON: Way =
+    Way { options: "deepen=manual", title: "independent volume", name: "clonefs", bar: None, held: false };
+
+const PAST: Way = Way {
+    options: "deepen=manual,passthrough=writable",
+    title: "independent volume with passthrough",
+    name: "passthrough",
+    bar: Some(Bar::AtLeast(0.95)),
+    held: true,
+};
 
 fn cases(seconds: f64) -> Vec<Case> {
     let random = |name, kind, depth, bar| Case { name, job: Job::random(kind, depth, seconds), mib: false, bar };
@@ -39,16 +69,45 @@ fn cases(seconds: f64) -> Vec<Case> {
 }
 
 pub fn run(bench: &Bench) -> Outcome<Vec<Table>> {
+    measure(bench, &DAEMON)
+}
+
+pub fn run_past(bench: &Bench) -> Outcome<Vec<Table>> {
+    measure(bench, &PAST)
+}
+
+/// Why nothing goes past the daemon here, if so: it is tried.
+pub fn no_passthrough(bench: &Bench) -> Option<String> {
+    let goes_past = || -> Outcome<bool> {
+        let area = bench.work.area()?;
+        let pool = Pool::with(bench, area.path(), PAST.options)?;
+        file::full(&pool.at("probe"), 1 << 20, 1)?;
+        let _held = hold(&pool.at("probe"))?;
+        Ok(doors::status(&pool.root)?.is_some_and(|status| status.open_past > 0))
+    };
+    match goes_past() {
+        Ok(true) => None,
+        Ok(false) => Some("passthrough needs root, Linux 6.9 or newer, and ext4, xfs or btrfs".into()),
+        Err(failure) => Some(format!("passthrough: {failure}")),
+    }
+}
+
+fn hold(path: &Path) -> Outcome<File> {
+    File::options().read(true).write(true).open(path).during("open", path)
+}
+
+fn measure(bench: &Bench, way: &Way) -> Outcome<Vec<Table>> {
     let area = bench.work.area()?;
-    let pool = Pool::new(bench, area.path())?;
+    let pool = Pool::with(bench, area.path(), way.options)?;
     let (size, native) = (bench.settings.size, area.at("native"));
     bench.step("io: making two images")?;
     file::full(&native, size, 1)?;
     file::full(&pool.at("volume"), size, 1)?;
+    let _held = way.held.then(|| hold(&pool.at("volume"))).transpose()?;
     let mut tables = Vec::new();
     for case in cases(bench.settings.seconds) {
         let job = &case.job;
-        let figure = |path: &std::path::Path| {
+        let figure = |path: &Path| {
             let found = job.run(path, size)?;
             Ok(if case.mib { found.mib } else { found.iops })
         };
@@ -62,7 +121,7 @@ pub fn run(bench: &Bench) -> Outcome<Vec<Table>> {
                 }),
             ),
             (
-                "clonefs",
+                way.name,
                 Box::new(|| {
                     pool.make_cold()?;
                     figure(&pool.at("volume"))
@@ -71,8 +130,12 @@ pub fn run(bench: &Bench) -> Outcome<Vec<Table>> {
         ];
         let series = rounds(bench, case.name, contenders)?;
         let unit = if case.mib { "MiB/s" } else { "IOPS" };
-        let name = format!("independent volume: {}", case.name);
-        tables.push(Table::new(name, unit, job.words(), series).compare("clonefs", "native", case.bar));
+        let bar = match (&case.bar, way.bar) {
+            (Bar::None, _) | (_, None) => case.bar,
+            (_, Some(bar)) => bar,
+        };
+        let name = format!("{}: {}", way.title, case.name);
+        tables.push(Table::new(name, unit, job.words(), series).compare(way.name, "native", bar));
     }
     Ok(tables)
 }

@@ -41,6 +41,10 @@ fn with_fio(_: &Bench) -> Option<String> {
     no_fuse().or_else(|| run::missing(&["fio"]))
 }
 
+fn with_passthrough(bench: &Bench) -> Option<String> {
+    with_fio(bench).or_else(|| io::no_passthrough(bench))
+}
+
 fn with_fuse(_: &Bench) -> Option<String> {
     no_fuse()
 }
@@ -53,6 +57,13 @@ pub const ALL: &[Row] = &[
         missing: with_fio,
         space: |args| images(args, 2),
         run: |bench| io::run(bench).map(Found::from),
+    },
+    Row {
+        name: "passthrough",
+        about: "the same with -o passthrough=writable, for a file that is open for reading and writing",
+        missing: with_passthrough,
+        space: |args| images(args, 2),
+        run: |bench| io::run_past(bench).map(Found::from),
     },
     Row {
         name: "fresh",
