@@ -2,10 +2,18 @@
 
 use crate::guest::{disk, disk_with, domain};
 use crate::host::{self, Host};
+use crate::support::Done;
 
 /// What was found: check, level, found, remedy.
 fn examine(host: &Host, patient: &str, code: i32) -> Vec<[String; 4]> {
-    let done = host.clonefs(["doctor", "--json", patient]).code(code);
+    findings(host.clonefs(["doctor", "--json", patient]).code(code))
+}
+
+fn examine_any(host: &Host, patient: &str) -> Vec<[String; 4]> {
+    findings(host.clonefs(["doctor", "--json", patient]))
+}
+
+fn findings(done: Done) -> Vec<[String; 4]> {
     let findings: Vec<serde_json::Value> = serde_json::from_str(&done.stdout).expect("JSON");
     let text = |finding: &serde_json::Value, field: &str| finding[field].as_str().unwrap_or_default().to_owned();
     findings.iter().map(|f| ["check", "level", "found", "remedy"].map(|field| text(f, field))).collect()
@@ -107,4 +115,87 @@ fn what_is_wrong_with_the_disks_of_a_domain_is_found() {
     // Without its mount the clone is a stub, from which nobody should boot.
     host.clonefs_ok(&format!("unmount {}", host.pool("")));
     assert_found(&examine(&host, "one", 1), "disk", "problem", "stub");
+}
+
+/// Each thing that a host can lack, as the system shows it, put over what this one has.
+#[test]
+fn what_is_wrong_with_a_host_is_found_with_its_remedy() {
+    if !host::ready() {
+        return;
+    }
+    let host = Host::without_pool();
+    let dir = host.outside("");
+    host.shell(&format!(
+        "mount -t tmpfs t /proc/sys/kernel; echo 4.19.0-1-amd64 >/proc/sys/kernel/osrelease
+         echo 2 >/proc/sys/kernel/io_uring_disabled
+         mount -t tmpfs t /sys/fs; mkdir -p /sys/fs/selinux/booleans; echo 1 >/sys/fs/selinux/enforce
+         echo '0 0' >/sys/fs/selinux/booleans/virt_use_fusefs
+         mount -t tmpfs t /sys/kernel/security; mkdir -p /sys/kernel/security/apparmor/policy/profiles
+         echo 'dynamic_ownership = 0' >>/etc/libvirt/qemu.conf
+         mkdir {dir}/bin; printf '#!/bin/sh\n' >{dir}/bin/aa-enabled; chmod 755 {dir}/bin/aa-enabled
+         cp {} {dir}/clonefs; chmod 755 {dir}/clonefs; : >{dir}/fuse.conf; mount --bind {dir}/fuse.conf /etc/fuse.conf
+         mkdir -p {dir}/abstractions; d=/etc/apparmor.d/local/abstractions
+         if [[ -d $d ]]; then mount --bind {dir}/abstractions $d; fi",
+        env!("CARGO_BIN_EXE_clonefs")
+    ));
+    let doctor = |before: &str| {
+        let line = format!("PATH={dir}/bin:$PATH; {before} {dir}/clonefs doctor --json");
+        findings(host.run("bash", ["-c", &line]).code(1))
+    };
+    let found = doctor("prlimit --nofile=1000:1000");
+    for (check, level, hint) in [
+        ("kernel", "problem", "Linux 5.4 or newer"),
+        ("io_uring", "advice", "sysctl kernel.io_uring_disabled=0"),
+        ("SELinux", "problem", "setsebool -P virt_use_fusefs on"),
+        ("AppArmor", "advice", "abstractions/libvirt-qemu"),
+        ("qemu's user", "advice", "chown libvirt-qemu"),
+        ("open files", "advice", "ulimit -Hn 1048576"),
+        ("user_allow_other", "ok", "root mounts"),
+    ] {
+        assert_found(&found, check, level, hint);
+    }
+    host.shell("echo 6.1.0 >/proc/sys/kernel/osrelease; echo '1 1' >/sys/fs/selinux/booleans/virt_use_fusefs");
+    let found = doctor("setpriv --reuid 1 --regid 1 --clear-groups");
+    assert_found(&found, "kernel", "advice", "Linux 6.6 or newer");
+    assert_found(&found, "SELinux", "ok", "");
+    assert_found(&found, "user_allow_other", "problem", "tee -a /etc/fuse.conf");
+    // No virsh, no qemu-img; and libvirt does not answer.
+    host.shell(&format!("ln -s /usr/bin/env {dir}/bin/env"));
+    let none = host.run("env", ["-i", &format!("PATH={dir}/bin"), &format!("{dir}/clonefs"), "doctor", "--json"]);
+    let found = findings(none.code(0));
+    assert_found(&found, "qemu-img", "advice", "apt install qemu-utils");
+    assert_found(&found, "virsh", "advice", "apt install libvirt-clients");
+    assert_found(&found, "libvirt", "advice", "systemctl start libvirtd");
+}
+
+#[test]
+fn what_is_wrong_below_a_pool_is_found_with_its_remedy() {
+    if !host::ready() {
+        return;
+    }
+    let host = Host::without_pool();
+    let (image, pool) = (host.outside("disk"), host.pool(""));
+    host.shell(&format!(
+        "truncate -s 32M {image}; mkfs.ext4 -q -m 0 {image}; mount -o loop {image} {pool}; rmdir {pool}/lost+found"
+    ));
+    host.mount("allow_other,deepen=manual");
+    host.clonefs_ok(&format!("pool define vms {pool}"));
+    host.write(&host.pool("gold.img"), &[1; 8192]);
+    host.clonefs_ok(&format!("clone {} {}", host.pool("gold.img"), host.pool("web.img")));
+    host.virsh_ok("pool-refresh vms");
+    for check in ["clones", "space", "O_DIRECT and locks", "libvirt pool"] {
+        assert_found(&examine(&host, &pool, 0), check, "ok", "");
+    }
+    // Changed without clonefs: the clone cannot be read any more.
+    host.clonefs_ok(&format!("unmount {pool}"));
+    host.shell(&format!("echo changed >>{}", host.pool("gold.img")));
+    host.mount("allow_other,deepen=manual");
+    host.shell(&format!("cat {} >/dev/null 2>&1 || true", host.pool("web.img")));
+    assert_found(&examine(&host, &pool, 1), "volumes", "problem", "web.img");
+    host.shell(&format!("head -c 32M /dev/zero | tr '\\0' x >{} || true", host.pool("x")));
+    assert_found(&examine(&host, &pool, 1), "space", "advice", "clonefs list");
+    host.shell(&format!("rm {}", host.pool("web.img")));
+    crate::support::wait_until(|| !examine_any(&host, &pool).iter().any(|f| f[0] == "volumes"));
+    host.clonefs_ok(&format!("unmount {pool}"));
+    host.shell(&format!("umount {pool}"));
 }
