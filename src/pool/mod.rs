@@ -157,6 +157,8 @@ struct Findings {
     changed: HashSet<Id>,
     /// Files of layers whose map could not be written when it had to be, so that it may say what is not on the disk.
     unwritten: HashSet<Id>,
+    /// Troubles of volumes, for as long as there are these.
+    of_volumes: Vec<(Id, Trouble)>,
     troubles: Vec<Trouble>,
 }
 

@@ -172,7 +172,14 @@ impl Pool {
 
     fn troubles(&self) -> Vec<Trouble> {
         const CHECK_DISK: &str = "check the disk, then unmount and mount again";
-        let mut troubles = self.findings.lock().troubles.clone();
+        let (mut troubles, of_volumes) = {
+            let findings = self.findings.lock();
+            (findings.troubles.clone(), findings.of_volumes.clone())
+        };
+        let still = |(id, trouble): (Id, Trouble)| {
+            self.env.store.catalogue().volume(id).map(|record| Trouble { path: record.shown(), ..trouble })
+        };
+        troubles.extend(of_volumes.into_iter().filter_map(still));
         if self.env.store.check_latch().is_err() {
             let problem = "it could not be written or synced: nothing is cloned, deepened or deleted for good";
             let path = crate::store::JOURNAL.into();

@@ -225,18 +225,18 @@ impl Pool {
     }
 
     fn report_changed(&self, record: &LayerRecord, _key: FileKey) {
-        self.findings.lock().changed.insert(record.id);
-        let heirs: Vec<String> = {
+        let readers: Vec<(Id, String)> = {
             let catalogue = self.env.store.catalogue();
-            let readers = catalogue.heirs(record.id).filter_map(|id| catalogue.volume(id).map(VolumeRecord::shown));
-            readers.collect()
+            let shown = |id| catalogue.volume(id).map(|volume| (id, volume.shown()));
+            catalogue.heirs(record.id).filter_map(shown).collect()
         };
-        for path in heirs {
-            self.add_trouble(
-                path,
-                "the file it was cloned from was changed without clonefs; its blocks give EIO".into(),
-                "restore that file, delete this clone, or take it as it is (`clonefs check --repair --accept`)",
-            );
+        let mut findings = self.findings.lock();
+        findings.changed.insert(record.id);
+        for (id, path) in readers {
+            let problem = "the file it was cloned from was changed without clonefs; its blocks give EIO".into();
+            let remedy =
+                "restore that file, delete this clone, or take it as it is (`clonefs check --repair --accept`)";
+            findings.of_volumes.push((id, Trouble { path, problem, remedy: remedy.into() }));
         }
     }
 
