@@ -39,7 +39,7 @@ fn clones_of_an_imported_image_start_and_read_once_what_they_share() {
     if !host::ready() {
         return;
     }
-    const MIB: usize = 16;
+    const MIB: usize = 8;
     let host = Host::without_pool();
     let tiny = Tiny::new(&host);
     let below = Below { host: &host, image: host.outside("below") };
