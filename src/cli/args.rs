@@ -104,7 +104,7 @@ pub struct MountArgs {
     /// Where to mount it; over the pool itself when left out
     #[arg(value_hint = ValueHint::DirPath)]
     pub mountpoint: Option<PathBuf>,
-    /// Mount options, separated by commas: ro, allow_other, default_permissions, suid, dev, noatime, ...
+    /// Mount options, separated by commas: ro, allow_other, default_permissions, suid, dev, noatime, engine=io_uring, ...
     #[arg(short = 'o', long = "options", value_name = "OPTS", action = clap::ArgAction::Append)]
     pub options: Vec<String>,
     /// Stay in the foreground, with messages on standard error

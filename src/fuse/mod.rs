@@ -7,9 +7,10 @@
 mod convert;
 mod kernel;
 mod past;
+mod reading;
 mod workers;
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,10 +28,11 @@ use fuser::{
 pub use self::kernel::KernelEnd;
 
 use self::convert::{absent, attr, change, device, file_type, flags_of_rename, whence};
+use self::reading::Reading;
 use self::workers::Workers;
 use crate::door;
 use crate::error::{Error, Result};
-use crate::io::{FileRef, aligned};
+use crate::io::{FileRef, Ring};
 use crate::pool::names::{
     Caller, Creation, Found, Handle, Listed, NameTree, Register, WriteFlags, get_takes_long, set_may_wait,
 };
@@ -59,16 +61,21 @@ pub struct Lifetimes {
 /// Serves the requests of one mount.
 pub struct Adapter {
     names: Arc<NameTree>,
-    workers: Workers,
+    /// Before the threads that it hands failed reads to.
+    reading: Reading,
+    workers: Arc<Workers>,
     lifetimes: Lifetimes,
     /// The kernel can take opens past the daemon.
     passthrough: bool,
 }
 
 impl Adapter {
-    /// Serves `names`. Starts threads.
-    pub fn new(names: Arc<NameTree>, lifetimes: Lifetimes) -> io::Result<Adapter> {
-        Ok(Adapter { names, workers: Workers::start(WORKERS)?, lifetimes, passthrough: false })
+    /// Serves `names`, with `threads` threads, no more than half of which wait for reads where there is a ring. Starts
+    /// threads of its own.
+    pub fn new(names: Arc<NameTree>, ring: Option<Ring>, threads: usize, lifetimes: Lifetimes) -> io::Result<Adapter> {
+        let workers = Arc::new(Workers::start(WORKERS)?);
+        let reading = Reading::new(ring, (threads / 2).max(1), workers.clone());
+        Ok(Adapter { names, reading, workers, lifetimes, passthrough: false })
     }
 
     fn reply_entry(&self, result: Result<Found>, reply: ReplyEntry) {
@@ -164,18 +171,6 @@ pub fn is_guarded() -> bool {
 thread_local! {
     /// This thread serves a request.
     static GUARDED: Cell<bool> = const { Cell::new(false) };
-    /// Buffer for reads, one for each thread that serves requests.
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-fn reply_read(handle: Result<Arc<Handle>>, offset: u64, size: u32, reply: ReplyData) {
-    BUFFER.with_borrow_mut(|buffer| {
-        let buffer = aligned(buffer, size as usize);
-        match handle.and_then(|handle| handle.read(offset, buffer)) {
-            Ok(read) => reply.data(&buffer[..read]),
-            Err(error) => reply.error(code("read", &error)),
-        }
-    });
 }
 
 /// Flags of every open that comes to the daemon: each read and write comes here, writes of one file in parallel.
@@ -407,7 +402,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        edge("read", || reply_read(self.names.handles().get(handle.0), offset, size, reply));
+        edge("read", || self.reading.read(self.names.handles().get(handle.0), offset, size, reply));
     }
 
     fn write(

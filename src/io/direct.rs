@@ -5,6 +5,10 @@
 //! all of these do; it does not hold for asynchronous ones, which end after the lock was given back. Nor does it hold once
 //! what was in the cache could not be written out: the cache has it still, the disk never will (R14). A direct call is
 //! told of that, once for all that fail, so after the first error of any kind there are no more of them for this file.
+//!
+//! Asynchronous reads ([`super::ring`]) end like waiting ones: what is written while they are under way may or may not be
+//! in them. But the kernel does not tell them of a page that could not be written out *before*: it has them look for
+//! pages that are dirty, not for failures. So they may only read what is not in the cache at all.
 
 use std::cell::RefCell;
 use std::io;
@@ -23,6 +27,8 @@ pub struct Direct {
     file: OnceLock<Option<OwnedFd>>,
     /// The disk may not have what the cache has.
     distrusted: AtomicBool,
+    /// The ring cannot read this file.
+    ringless: AtomicBool,
 }
 
 thread_local! {
@@ -72,6 +78,23 @@ impl Direct {
         self.distrusted.store(true, Ordering::Release);
     }
 
+    /// The descriptor for an asynchronous read; `None` if a waiting one must be made.
+    pub fn for_ring(&self, file: BorrowedFd, offset: u64, len: usize) -> Option<RawFd> {
+        let fits = len > 0 && is_aligned(offset) && is_aligned(len as u64);
+        if !fits || self.ringless.load(Ordering::Acquire) {
+            return None;
+        }
+        self.descriptor(file).filter(|fd| is_uncached(*fd, offset, len))
+    }
+
+    /// An asynchronous read has failed. After what is no matter of this file's bytes others may still be read directly.
+    pub fn ring_failed(&self, error: &io::Error) {
+        self.ringless.store(true, Ordering::Release);
+        if !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EAGAIN | libc::EOPNOTSUPP)) {
+            self.distrust();
+        }
+    }
+
     /// Reads as much of the beginning of `buf` as can be read so; returns how much.
     pub fn read(&self, file: BorrowedFd, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let fits = is_aligned(offset) && is_aligned(buf.len() as u64) && is_aligned(buf.as_ptr() as u64);
@@ -110,6 +133,46 @@ impl Direct {
             })
         };
         written.inspect_err(|_| self.distrust())
+    }
+}
+
+/// The `struct cachestat_range` of cachestat(2).
+#[repr(C)]
+struct CacheRange {
+    offset: u64,
+    len: u64,
+}
+
+/// Its `struct cachestat`; the kernel fills all of it.
+#[repr(C)]
+#[derive(Default)]
+struct CacheState {
+    cached: u64,
+    dirty: u64,
+    in_writing: u64,
+    evicted: u64,
+    lately_evicted: u64,
+}
+
+/// How many pages of a range are in the page cache; Linux 6.5 and later.
+fn cached(fd: RawFd, offset: u64, len: usize) -> io::Result<u64> {
+    /// The same on all architectures.
+    const CACHESTAT: libc::c_long = 451;
+    let (range, mut state) = (CacheRange { offset, len: len as u64 }, CacheState::default());
+    // SAFETY: both structures have the layout that the call wants and live until it returns.
+    retry(|| unsafe { libc::syscall(CACHESTAT, fd, &raw const range, &raw mut state, 0) }).map(|_| state.cached)
+}
+
+/// Whether nothing of a range is in the page cache, as far as the kernel says.
+fn is_uncached(fd: RawFd, offset: u64, len: usize) -> bool {
+    cached(fd, offset, len).is_ok_and(|pages| pages == 0)
+}
+
+/// Whether the kernel can say what is in the page cache. Without that nothing can be read asynchronously.
+pub fn tells_cached() -> io::Result<()> {
+    match cached(-1, 0, 1) {
+        Err(error) if error.raw_os_error() != Some(libc::EBADF) => Err(error),
+        _ => Ok(()),
     }
 }
 

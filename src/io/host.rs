@@ -406,6 +406,14 @@ impl File for HostFile {
         if done == buf.len() { Ok(done) } else { Ok(done + self.read_at(&mut buf[done..], offset + done as u64)?) }
     }
 
+    fn ring_fd(&self, direct: bool, offset: u64, len: usize) -> Option<RawFd> {
+        if direct { self.direct.for_ring(self.fd.as_fd(), offset, len) } else { None }
+    }
+
+    fn ring_failed(&self, error: &io::Error) {
+        self.direct.ring_failed(error);
+    }
+
     fn write_direct(&self, data: &[u8], offset: u64) -> io::Result<()> {
         let done = self.direct.write(self.fd.as_fd(), data, offset)?;
         if done == data.len() { Ok(()) } else { self.write_at(&data[done..], offset + done as u64) }

@@ -5,8 +5,10 @@
 //! without following a symbolic link anywhere. No call here retries or hides an error; `EINTR` alone is retried.
 
 mod around;
+mod buffers;
 mod direct;
 mod host;
+mod ring;
 mod sole;
 mod sys;
 mod types;
@@ -17,8 +19,10 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use buffers::Buffer;
 pub use direct::aligned;
 pub use host::HostFs;
+pub use ring::{Read, Ring};
 pub use sys::set_relief;
 pub use types::{DirEntry, FileKey, FileKind, FsInfo, Open, Rename, SetTime, Stat, Timestamp, Whence};
 
@@ -116,6 +120,13 @@ pub trait File: Send + Sync + 'static {
     fn write_direct(&self, data: &[u8], offset: u64) -> io::Result<()> {
         self.write_at(data, offset)
     }
+    /// The descriptor through which the ring may read these bytes, open for as long as the file is; with `direct`, past
+    /// the page cache. `None` if they must be read in the ordinary way.
+    fn ring_fd(&self, _direct: bool, _offset: u64, _len: usize) -> Option<RawFd> {
+        None
+    }
+    /// A read through the ring has failed.
+    fn ring_failed(&self, _error: &io::Error) {}
     /// Sets the size; new bytes read as zeros.
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Makes contents and size durable (fdatasync).

@@ -21,6 +21,17 @@ pub enum Access {
     All,
 }
 
+/// How the backing files are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// As is faster: by threads.
+    Auto,
+    /// Through io_uring where that can be: no thread waits for the disk. Threads do the rest.
+    IoUring,
+    /// By threads that wait.
+    Threads,
+}
+
 /// How to mount: the result of one or more `-o` lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -46,6 +57,8 @@ pub struct Options {
     pub threads: usize,
     /// Which opens may go past the daemon.
     pub passthrough: Passthrough,
+    /// How the backing files are read.
+    pub engine: Engine,
 }
 
 impl Default for Options {
@@ -62,6 +75,7 @@ impl Default for Options {
             watermarks: Watermarks { warn: Some(Mark::Used(WARN)), ..Watermarks::default() },
             threads: 16,
             passthrough: Passthrough::default(),
+            engine: Engine::Auto,
         }
     }
 }
@@ -182,6 +196,12 @@ impl Options {
                 Ok(threads @ 1..=256) => self.threads = threads,
                 _ => return Err(bad(word, "threads is a number from 1 to 256")),
             },
+            "engine" => match value {
+                "auto" => self.engine = Engine::Auto,
+                "io_uring" => self.engine = Engine::IoUring,
+                "threads" => self.engine = Engine::Threads,
+                _ => return Err(bad(word, "engine is auto, io_uring or threads")),
+            },
             // From the mount table, where mount(8) looks before it asks for a remount.
             "user_id" | "group_id" | "max_read" | "blksize" => {}
             // mount(8) passes the type on when it is written as fuse.clonefs; comment= is for people.
@@ -230,6 +250,14 @@ mod tests {
     }
 
     #[test]
+    fn an_engine_can_be_chosen() {
+        assert_eq!(parse("").unwrap().engine, Engine::Auto);
+        assert_eq!(parse("engine=io_uring").unwrap().engine, Engine::IoUring);
+        assert_eq!(parse("engine=io_uring,engine=threads").unwrap().engine, Engine::Threads);
+        assert_eq!(parse("engine=threads,engine=auto").unwrap().engine, Engine::Auto);
+    }
+
+    #[test]
     fn the_later_word_wins() {
         let mut options = parse("ro,nosuid,suid").unwrap();
         assert_eq!((options.set, options.cleared), (libc::MS_RDONLY, libc::MS_NOSUID));
@@ -250,6 +278,7 @@ mod tests {
             "rate=fast",
             "threads=0",
             "passthrough=all",
+            "engine=fast",
             "deepen=never",
             "subtype=other",
             "size=4G",

@@ -7,14 +7,14 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::daemon::Ready;
-use super::options::Options;
+use super::options::{Engine, Options};
 use super::signals::Signals;
 use super::table::{self, FS_TYPE};
 use super::{attach, unmount};
 use crate::compactor;
 use crate::error::{Context, Error, Kind, Result};
 use crate::fuse::{Adapter, KernelEnd, Lifetimes, is_guarded};
-use crate::io::{Fs, HostFs};
+use crate::io::{Fs, HostFs, Ring};
 use crate::pool::names::{NameTree, Settings};
 use crate::pool::{Names, Pool, PoolOptions};
 
@@ -150,7 +150,11 @@ fn serve_pool(plan: &Plan, pool: &Arc<Pool>, flags: libc::c_ulong, signals: Sign
     pool.set_names(tree as Weak<dyn Names>);
 
     let lifetimes = if plan.mountpoint == plan.pool { OVER_ITSELF } else { ELSEWHERE };
-    let adapter = || Adapter::new(names.clone(), lifetimes).map_err(|e| Error::io("start threads", e));
+    let ring = start_ring(plan.options.engine);
+    pool.set_engine(if ring.is_some() { "io_uring" } else { "threads" });
+    let adapter = || {
+        Adapter::new(names.clone(), ring, plan.options.threads, lifetimes).map_err(|e| Error::io("start threads", e))
+    };
     let source = plan.options.source.as_ref().map_or(plan.pool.as_path(), Path::new);
     let session = attach::attach(adapter, source, &plan.mountpoint, flags, &plan.options)?;
     let mounted = Mounted::find(&plan.mountpoint)?;
@@ -166,6 +170,21 @@ fn serve_pool(plan: &Plan, pool: &Arc<Pool>, flags: libc::c_ulong, signals: Sign
     mounted.is_gone();
     tracing::info!("unmounted {:?}", plan.mountpoint);
     ended.map_err(|e| Error::io("serve requests of the kernel", e))
+}
+
+/// The engine, if it is wanted and allowed here.
+fn start_ring(engine: Engine) -> Option<Ring> {
+    // Measured: threads that wait are faster, see docs/performance.md.
+    if engine != Engine::IoUring {
+        return None;
+    }
+    match Ring::start() {
+        Ok(ring) => Some(ring),
+        Err(error) => {
+            tracing::warn!("io_uring cannot be used here ({error}): threads read instead");
+            None
+        }
+    }
 }
 
 fn open_root(pool: &Path) -> Result<OwnedFd> {

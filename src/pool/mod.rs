@@ -205,6 +205,8 @@ pub struct Pool {
     /// The rate that the policies said last. One that was asked for since then stays until they say another.
     obeyed_rate: Mutex<Option<Rate>>,
     quiet: schedule::Quiet,
+    /// What reads the backing files, if the mount has said.
+    engine: OnceLock<&'static str>,
     /// Bytes that background work has copied.
     copied: AtomicU64,
     /// So many volumes may wait to be made durable; each of them holds a descriptor or two.
@@ -257,6 +259,7 @@ impl Pool {
             events: Events::default(),
             policies,
             obeyed_rate: Mutex::default(),
+            engine: OnceLock::new(),
             quiet: schedule::Quiet::default(),
             copied: AtomicU64::new(0),
             most_unsettled: settle::most_unsettled(),

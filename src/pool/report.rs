@@ -126,6 +126,11 @@ impl Pool {
         self.env.store.catalogue().heir_count(layer.id) == 1 && self.env.fs.stat(&path).is_ok_and(|s| s.nlink == 1)
     }
 
+    /// Says what reads the backing files, for the status.
+    pub fn set_engine(&self, engine: &'static str) {
+        let _ = self.engine.set(engine);
+    }
+
     /// State of the pool. The mount point is for the caller to fill in.
     pub fn status(&self) -> PoolStatus {
         let space = self.env.fs.info().ok();
@@ -151,7 +156,7 @@ impl Pool {
             reflink: self.reflink.get().copied().unwrap_or(false),
             can_clone: self.check_can_clone().is_ok(),
             cannot_clone: self.cannot_clone.get().cloned(),
-            engine: "threads".into(),
+            engine: self.engine.get().copied().unwrap_or("threads").into(),
             passthrough: "off".into(),
             open_past: 0,
             deepen: if self.options.deepen_auto { "auto" } else { "manual" }.into(),

@@ -4,6 +4,7 @@
 //! overlay of layers. It changes from one to the other under its gate, while it is open: handles look the state up at
 //! every call, so none of them ever sees an old one.
 
+mod beside;
 pub mod bypass;
 pub mod fill;
 pub mod hot;
@@ -151,7 +152,7 @@ pub struct Volume {
     /// Held by what replaces its backing file, from start to end. Taken before the names' lock and the gate.
     switching: Mutex<()>,
     /// Held shared by every read and write, exclusively by what changes the state. Taken before the pool's locks.
-    gate: RwLock<State>,
+    gate: Arc<RwLock<State>>,
     key: Mutex<FileKey>,
     /// Where it was last seen, relative to the pool.
     path: Mutex<PathBuf>,
@@ -195,7 +196,7 @@ impl Volume {
             snapshot: matches!(&state, State::Overlay(overlay) if overlay.snapshot),
             env,
             switching: Mutex::new(()),
-            gate: RwLock::new(state),
+            gate: Arc::new(RwLock::new(state)),
             key: Mutex::new(key),
             path: Mutex::new(path.to_path_buf()),
             handles: AtomicUsize::new(0),

@@ -12,7 +12,7 @@ use crate::sync::{Mutex, RwLock};
 use super::errno;
 use super::ways::{Past, Ways};
 use crate::error::{Context, Result};
-use crate::io::{DirEntry, FileRef, Whence};
+use crate::io::{DirEntry, FileRef, Read, Ring, Whence};
 use crate::volume::{Pinned, Volume};
 
 /// What a node knows of its open handles.
@@ -135,6 +135,11 @@ impl Handle {
             Some(pinned) => pinned.read(offset, buf),
             None => self.volume.read_as(offset, buf, self.is_direct()),
         }
+    }
+
+    /// Prepares to read exactly `len` bytes through `ring`; `None` if [`Handle::read`] must do it.
+    pub fn read_beside(&self, ring: &Ring, offset: u64, len: usize) -> Option<Read> {
+        if self.is_direct() && self.pinned.get().is_none() { self.volume.read_beside(ring, offset, len) } else { None }
     }
 
     /// Writes all of `data`.
