@@ -197,7 +197,11 @@ fn all_at_once(pool: &mut Pool, engine: &str) {
     pool.unmount();
     // Two of four threads may wait for a read.
     pool.mount(&format!("deepen=manual,threads=4,engine={engine}"));
-    assert_eq!(pool.mounted().status().engine, engine);
+    if pool.mounted().status().engine != engine {
+        assert!(std::env::var_os("CI").is_none(), "this machine has no io_uring");
+        eprintln!("SKIPPED: io_uring cannot be used here");
+        return;
+    }
     let path = pool.at("source.img");
     File::create(&path).and_then(|file| file.set_len(BLOCKS * BLOCK as u64)).expect("file");
     let (model, end) = (Model::new(), AtomicBool::new(false));
@@ -232,7 +236,9 @@ fn all_at_once(pool: &mut Pool, engine: &str) {
         wait_until(|| pool.info("clone-1.img").state == VolumeState::Independent);
         drop(stop);
     });
-    assert!(waits_of_ring(pool) > before || engine == "threads", "no read went through the ring");
+    let after = waits_of_ring(pool);
+    eprintln!("the ring's thread has waited {after:?} times, {before:?} of them before");
+    assert!(after > before || engine == "threads", "no read went through the ring");
     let bytes = pool.read("source.img");
     (0..BLOCKS).zip(bytes.chunks(BLOCK)).for_each(|(block, bytes)| model.check(block, model.ended(block), bytes));
 }
