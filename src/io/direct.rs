@@ -3,8 +3,10 @@
 //! The kernel keeps both ways in step: a direct read writes out what is dirty in its range first, a direct write drops
 //! what is cached of it, and both happen under the lock that buffered writes take. That holds for calls that wait, as
 //! all of these do; it does not hold for asynchronous ones, which end after the lock was given back. Nor does it hold once
-//! what was in the cache could not be written out: the cache has it still, the disk never will (R14). A direct call is
-//! told of that, once for all that fail, so after the first error of any kind there are no more of them for this file.
+//! what was in the cache could not be written out: the cache has it still, the disk never will (R14). So what is in the
+//! cache is read from there, as far as the kernel says what that is (Linux 6.5). A direct call is also told of such a
+//! failure, but only one of those that are under way; after the first error of any kind there are no more of them for
+//! this file.
 //!
 //! Asynchronous reads ([`super::ring`]) end like waiting ones: what is written while they are under way may or may not be
 //! in them. But the kernel does not tell them of a page that could not be written out *before*: it has them look for
@@ -99,6 +101,9 @@ impl Direct {
     pub fn read(&self, file: BorrowedFd, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let fits = is_aligned(offset) && is_aligned(buf.len() as u64) && is_aligned(buf.as_ptr() as u64);
         let Some(fd) = self.descriptor(file).filter(|_| fits) else { return Ok(0) };
+        if cached(fd, offset, buf.len()).is_ok_and(|pages| pages > 0) {
+            return Ok(0);
+        }
         let mut done = 0;
         while done < buf.len() && is_aligned(done as u64) {
             let rest = &mut buf[done..];
@@ -215,6 +220,22 @@ mod tests {
         // Nothing where the filesystem has no direct reads.
         assert!(read == 0 || read == bytes.len(), "{read}");
         assert_eq!(room[..read], bytes[..read]);
+    }
+
+    #[test]
+    fn what_is_in_the_page_cache_is_read_from_there() {
+        if tells_cached().is_err() {
+            return eprintln!("SKIPPED: this kernel cannot say what is in the page cache");
+        }
+        let ((file, bytes), direct, mut room) = (file(), Direct::default(), Vec::new());
+        let room = aligned(&mut room, ALIGNMENT);
+        assert_eq!(direct.read(file.as_fd(), room, 0).unwrap(), 0, "it was just written");
+        file.sync_all().unwrap();
+        // SAFETY: the descriptor is open; the call touches no memory of ours.
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+        let read = direct.read(file.as_fd(), room, 0).unwrap();
+        // Nothing where the filesystem has no direct reads.
+        assert!(read == 0 || room[..read] == bytes[..ALIGNMENT], "{read}");
     }
 
     #[test]
