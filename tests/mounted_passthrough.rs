@@ -368,6 +368,9 @@ fn a_snapshot_that_is_read_past_the_daemon_never_changes() {
         )
         .success();
         let path = pool.at(".snapshots").join("disk@one");
+        drop(File::open(&path).unwrap());
+        assert_eq!(past(pool), 0, "the file that has all of it is the disk's own still");
+        open(&pool.at("disk")).write_all_at(b"own", 0).unwrap();
         let reader = File::open(&path).unwrap();
         assert_eq!(past(pool), 1, "one file has all of it");
         let second = File::open(&path).unwrap();
@@ -618,4 +621,82 @@ fn a_daemon_without_the_privilege_serves_every_open_itself() {
     "#;
     unshare(script, pool.root()).success();
     assert!(!pool.below(".clonefs/past").exists());
+}
+
+/// A snapshot that is read past the daemon, as its source has been written to since.
+fn snapshot_past(pool: &Pool, name: &str) -> std::path::PathBuf {
+    clonefs(["snapshot", "create", &format!("{}@one", pool.at(name).display())]).success();
+    open(&pool.at(name)).write_all_at(b"own", SIZE as u64 - 3).unwrap();
+    pool.at(".snapshots").join(format!("{name}@one"))
+}
+
+#[test]
+fn a_file_is_not_written_in_place_while_a_removed_snapshot_of_it_is_mapped() {
+    with("read-only", &[Backing::Ext4], |pool| {
+        let bytes = image(pool, "disk", 23);
+        clonefs(["snapshot", "create", &format!("{}@one", pool.at("disk").display())]).success();
+        let snapshot = pool.at(".snapshots").join("disk@one");
+        let (reader, mapping) = {
+            let reader = File::open(&snapshot).unwrap();
+            let mapping = Mapping::reading(&reader);
+            (reader, mapping)
+        };
+        fs::remove_file(&snapshot).unwrap();
+        // Time for the daemon to find that no name leads to what the snapshot read.
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        open(&pool.at("disk")).write_all_at(&[!bytes[0]; BLOCK], 0).unwrap();
+        assert_eq!(mapping.byte(0), bytes[0]);
+        drop(reader);
+        assert_eq!(mapping.byte(1), bytes[1]);
+    });
+}
+
+#[test]
+fn what_was_written_with_direct_writes_is_adopted_though_files_were_open_past_the_daemon() {
+    with("read-only", &[Backing::Ext4], |pool| {
+        image(pool, "other", 21);
+        drop(File::open(snapshot_past(pool, "other")).unwrap());
+        let mut bytes = image(pool, "base", 20);
+        pool.clone("base", "vm");
+        let direct =
+            OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(pool.at("vm")).unwrap();
+        let mut room = vec![7u8; (64 << 10) + BLOCK];
+        let at = room.as_ptr().align_offset(BLOCK);
+        let chunk = &mut room[at..at + (64 << 10)];
+        direct.write_all_at(chunk, 0).unwrap();
+        clonefs(["snapshot", "create", &format!("{}@one", pool.at("vm").display())]).success();
+        chunk.fill(8);
+        direct.write_all_at(chunk, 128 << 10).unwrap();
+        direct.sync_all().unwrap();
+        bytes[..64 << 10].fill(7);
+        bytes[128 << 10..192 << 10].fill(8);
+        fs::remove_file(pool.at(".snapshots").join("vm@one")).unwrap();
+        // While the machine runs on: its own layer takes over the one below.
+        pool.deepen("vm");
+        assert_eq!(pool.info("vm").state, clonefs::door::VolumeState::Independent);
+        drop(direct);
+        assert!(pool.read("vm") == bytes);
+    });
+}
+
+#[test]
+fn a_file_that_is_mapped_past_the_daemon_cannot_be_protected() {
+    with("writable", &[Backing::Ext4], |pool| {
+        image(pool, "disk", 30);
+        let mapping = {
+            let writer = open(&pool.at("disk"));
+            assert_eq!(past(pool), 1);
+            Mapping::new(&writer)
+        };
+        wait_until(|| past(pool) == 0);
+        let protect = || {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_clonefs"));
+            run(command.args(["policy", "set"]).arg(pool.at("disk")).arg("--protect"))
+        };
+        assert!(!protect().status.success(), "it is still written to through the mapping");
+        mapping.store(0, b"changed");
+        drop(mapping);
+        protect().success();
+        assert_eq!(pool.read("disk")[..7], *b"changed");
+    });
 }

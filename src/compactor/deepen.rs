@@ -15,7 +15,7 @@ use crate::volume::{State, Volume};
 
 /// Bytes copied for one volume before the next has its turn; also how much a crash can cost.
 const SLICE: u64 = 256 << 20;
-/// Bytes that are read in one turn of taking checksums.
+/// Bytes that are read in one turn of taking checksums, at most.
 const SUMMED: u64 = 64 << 20;
 
 /// How long the first of several changes waits for the others.
@@ -50,19 +50,17 @@ pub fn run(pool: &Arc<Pool>) {
         more = may && (round(pool) | pool.scrub_turn());
         pace.rest(pool, 0);
         // Checksums are taken in the time that nobody else wants.
-        while may
-            && !stirred
-            && !more
-            && !deferred
-            && !pool.stopping()
-            && !pool.wait_for_work(&mut seen, Duration::ZERO)
-        {
-            if !pool.sum_turn() {
-                break;
-            }
-            pace.rest(pool, SUMMED);
+        while may && !stirred && !more && !deferred && !pool.stopping() && pool.sum_turn() {
+            pace.rest(pool, 0);
+            // Under a limit reading counts like copying; whatever else there is to do ends the pause, and the sums.
+            more = pool.wait_for_work(&mut seen, pause_after(SUMMED, pool.rate()));
         }
     }
+}
+
+/// How long so many bytes may take, under a limit of so many a second; 0 for none.
+fn pause_after(bytes: u64, rate: u64) -> Duration {
+    bytes.checked_div(rate).map_or(Duration::ZERO, Duration::from_secs)
 }
 
 /// One slice for each volume that wants it. Whether there is more to do.

@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Result};
 use crate::events::{Event, What};
-use crate::io::{FileKind, Timestamp};
+use crate::io::Timestamp;
 use crate::policy::retention::{self, Due};
 use crate::policy::value::Period;
 use crate::pool::Pool;
-use crate::store::DIR;
 
 /// Time between two looks.
 const EVERY: Duration = Duration::from_secs(30);
@@ -149,33 +148,7 @@ fn scheduled_files(pool: &Pool) -> Result<BTreeSet<PathBuf>> {
     let policies = pool.policies().list().policies;
     for path in policies.iter().filter(|(_, policy)| policy.snapshots.is_some()).map(|(path, _)| path) {
         let root = if path == crate::policy::POOL { PathBuf::new() } else { PathBuf::from(path) };
-        match pool.fs().stat(&root).map(|stat| stat.kind()) {
-            Ok(FileKind::Directory) => files_below(pool, root, &mut files)?,
-            Ok(FileKind::File) => drop(files.insert(root)),
-            // There is no such file now.
-            _ => {}
-        }
+        files.extend(pool.files_below(&root)?);
     }
     Ok(files)
-}
-
-fn files_below(pool: &Pool, root: PathBuf, files: &mut BTreeSet<PathBuf>) -> Result<()> {
-    let mut directories = vec![root];
-    while let Some(directory) = directories.pop() {
-        let entries = match pool.fs().list(&directory) {
-            // Removed meanwhile.
-            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => continue,
-            other => other.context("list", &directory)?,
-        };
-        for entry in entries {
-            let path = directory.join(&entry.name);
-            let kind = entry.kind.or_else(|| pool.fs().stat(&path).ok().map(|stat| stat.kind()));
-            match kind {
-                Some(FileKind::Directory) if path != Path::new(DIR) => directories.push(path),
-                Some(FileKind::File) if !crate::policy::is_draft(&path) => drop(files.insert(path)),
-                _ => {}
-            }
-        }
-    }
-    Ok(())
 }

@@ -15,8 +15,10 @@
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::OnceLock;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::RwLock;
 
 use super::sys::{proc_path, retry};
 
@@ -26,11 +28,21 @@ pub const ALIGNMENT: usize = 4096;
 /// A second descriptor of a file, with O_DIRECT; made when it is first needed.
 #[derive(Default)]
 pub struct Direct {
-    file: OnceLock<Option<OwnedFd>>,
+    file: RwLock<Slot>,
     /// The disk may not have what the cache has.
     distrusted: AtomicBool,
     /// The ring cannot read this file.
     ringless: AtomicBool,
+}
+
+#[derive(Default)]
+enum Slot {
+    /// Nobody has asked for it, or somebody wanted it closed.
+    #[default]
+    Closed,
+    /// The filesystem has no direct reads and writes.
+    Impossible,
+    Open(Arc<OwnedFd>),
 }
 
 thread_local! {
@@ -53,26 +65,32 @@ fn is_aligned(number: u64) -> bool {
 
 impl Direct {
     /// The descriptor; `None` where the filesystem has no direct reads and writes, or no descriptor is left.
-    fn descriptor(&self, file: BorrowedFd) -> Option<RawFd> {
+    fn descriptor(&self, file: BorrowedFd) -> Option<Arc<OwnedFd>> {
         if self.distrusted.load(Ordering::Acquire) {
             return None;
         }
-        if let Some(known) = self.file.get() {
-            return known.as_ref().map(AsRawFd::as_raw_fd);
+        match &*self.file.read() {
+            Slot::Open(fd) => return Some(fd.clone()),
+            Slot::Impossible => return None,
+            Slot::Closed => {}
         }
-        // SAFETY: the descriptor is open; the call reads its flags.
-        let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-        let path = proc_path(file.as_raw_fd());
-        let flags = flags & libc::O_ACCMODE | libc::O_DIRECT | libc::O_NONBLOCK | libc::O_CLOEXEC;
-        // SAFETY: path is NUL-terminated. It is our own descriptor, which no link can lead away from.
-        match retry(|| unsafe { libc::open(path.as_ptr(), flags) }) {
-            // SAFETY: the descriptor was just opened and is owned by nobody else.
-            Ok(fd) => drop(self.file.set(Some(unsafe { OwnedFd::from_raw_fd(fd) }))),
-            // Perhaps there is one the next time.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => return None,
-            Err(_) => drop(self.file.set(None)),
+        let mut slot = self.file.write();
+        if matches!(*slot, Slot::Closed) {
+            *slot = open_again(file)?;
         }
-        self.file.get().and_then(Option::as_ref).map(AsRawFd::as_raw_fd)
+        match &*slot {
+            Slot::Open(fd) => Some(fd.clone()),
+            _ => None,
+        }
+    }
+
+    /// Gives the descriptor up, so that it does not count as somebody who has the file open. Calls under way keep it; the
+    /// next one opens it again.
+    pub fn close(&self) {
+        let mut slot = self.file.write();
+        if matches!(*slot, Slot::Open(_)) {
+            *slot = Slot::Closed;
+        }
     }
 
     /// After a sync that failed: from now on everything goes through the cache.
@@ -81,12 +99,12 @@ impl Direct {
     }
 
     /// The descriptor for an asynchronous read; `None` if a waiting one must be made.
-    pub fn for_ring(&self, file: BorrowedFd, offset: u64, len: usize) -> Option<RawFd> {
+    pub fn for_ring(&self, file: BorrowedFd, offset: u64, len: usize) -> Option<Arc<OwnedFd>> {
         let fits = len > 0 && is_aligned(offset) && is_aligned(len as u64);
         if !fits || self.ringless.load(Ordering::Acquire) {
             return None;
         }
-        self.descriptor(file).filter(|fd| is_uncached(*fd, offset, len))
+        self.descriptor(file).filter(|fd| is_uncached(fd.as_raw_fd(), offset, len))
     }
 
     /// An asynchronous read has failed. After what is no matter of this file's bytes others may still be read directly.
@@ -100,7 +118,8 @@ impl Direct {
     /// Reads as much of the beginning of `buf` as can be read so; returns how much.
     pub fn read(&self, file: BorrowedFd, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let fits = is_aligned(offset) && is_aligned(buf.len() as u64) && is_aligned(buf.as_ptr() as u64);
-        let Some(fd) = self.descriptor(file).filter(|_| fits) else { return Ok(0) };
+        let Some(open) = self.descriptor(file).filter(|_| fits) else { return Ok(0) };
+        let fd = open.as_raw_fd();
         if cached(fd, offset, buf.len()).is_ok_and(|pages| pages > 0) {
             return Ok(0);
         }
@@ -127,7 +146,8 @@ impl Direct {
     /// Writes as much of the beginning of `data` as can be written so; returns how much.
     pub fn write(&self, file: BorrowedFd, data: &[u8], offset: u64) -> io::Result<usize> {
         let fits = is_aligned(offset) && is_aligned(data.len() as u64);
-        let Some(fd) = self.descriptor(file).filter(|_| fits) else { return Ok(0) };
+        let Some(open) = self.descriptor(file).filter(|_| fits) else { return Ok(0) };
+        let fd = open.as_raw_fd();
         let written = if is_aligned(data.as_ptr() as u64) {
             write_all(fd, data, offset)
         } else {
@@ -138,6 +158,21 @@ impl Direct {
             })
         };
         written.inspect_err(|_| self.distrust())
+    }
+}
+
+/// Opens a file with O_DIRECT; `None`: perhaps it can be had the next time.
+fn open_again(file: BorrowedFd) -> Option<Slot> {
+    // SAFETY: the descriptor is open; the call reads its flags.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    let path = proc_path(file.as_raw_fd());
+    let flags = flags & libc::O_ACCMODE | libc::O_DIRECT | libc::O_NONBLOCK | libc::O_CLOEXEC;
+    // SAFETY: path is NUL-terminated. It is our own descriptor, which no link can lead away from.
+    match retry(|| unsafe { libc::open(path.as_ptr(), flags) }) {
+        // SAFETY: the descriptor was just opened and is owned by nobody else.
+        Ok(fd) => Some(Slot::Open(Arc::new(unsafe { OwnedFd::from_raw_fd(fd) }))),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => None,
+        Err(_) => Some(Slot::Impossible),
     }
 }
 

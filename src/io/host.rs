@@ -406,7 +406,7 @@ impl File for HostFile {
         if done == buf.len() { Ok(done) } else { Ok(done + self.read_at(&mut buf[done..], offset + done as u64)?) }
     }
 
-    fn ring_fd(&self, direct: bool, offset: u64, len: usize) -> Option<RawFd> {
+    fn ring_fd(&self, direct: bool, offset: u64, len: usize) -> Option<Arc<OwnedFd>> {
         if direct { self.direct.for_ring(self.fd.as_fd(), offset, len) } else { None }
     }
 
@@ -517,6 +517,7 @@ impl File for HostFile {
     }
 
     fn is_sole(&self) -> io::Result<bool> {
+        self.direct.close();
         sole::is_sole(self.fd.as_fd())
     }
 

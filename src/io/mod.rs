@@ -15,7 +15,7 @@ mod types;
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -120,9 +120,8 @@ pub trait File: Send + Sync + 'static {
     fn write_direct(&self, data: &[u8], offset: u64) -> io::Result<()> {
         self.write_at(data, offset)
     }
-    /// The descriptor through which the ring may read these bytes, open for as long as the file is; with `direct`, past
-    /// the page cache. `None` if they must be read in the ordinary way.
-    fn ring_fd(&self, _direct: bool, _offset: u64, _len: usize) -> Option<RawFd> {
+    /// The descriptor through which the ring may read these bytes; with `direct`, past the page cache. `None` if they must be read in the ordinary way.
+    fn ring_fd(&self, _direct: bool, _offset: u64, _len: usize) -> Option<Arc<OwnedFd>> {
         None
     }
     /// A read through the ring has failed.

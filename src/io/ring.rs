@@ -75,8 +75,9 @@ impl Drop for Place {
 /// A read that can be begun.
 pub struct Read {
     file: FileRef,
-    /// One of `file`'s, open for as long as that is there.
     fd: RawFd,
+    /// Keeps `fd` open.
+    _open: Option<Arc<OwnedFd>>,
     offset: u64,
     buffer: Buffer,
     /// Dropped before anybody hears of the end.
@@ -124,7 +125,9 @@ impl Ring {
 
     /// Prepares to read exactly `len` bytes of `file`; `None` if that must be done in the ordinary way.
     pub fn prepare(&self, file: &FileRef, direct: bool, offset: u64, len: usize) -> Option<Read> {
-        self.prepare_on(file.ring_fd(direct, offset, len)?, file, offset, len)
+        let open = file.ring_fd(direct, offset, len)?;
+        let read = self.prepare_on(open.as_raw_fd(), file, offset, len)?;
+        Some(Read { _open: Some(open), ..read })
     }
 
     /// The same; `fd` is open until the read has ended.
@@ -135,7 +138,7 @@ impl Ring {
             return None;
         }
         let buffer = self.shared.buffers.take(len)?;
-        Some(Read { file: file.clone(), fd, offset, buffer, keep: None, _place: place })
+        Some(Read { file: file.clone(), fd, _open: None, offset, buffer, keep: None, _place: place })
     }
 
     /// Begins a read. Its end comes for sure, on the ring's thread: all bytes, or an error, after which they should be

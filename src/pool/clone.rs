@@ -49,6 +49,9 @@ enum After {
     NewTop(Arc<Layer>),
 }
 
+/// Each attempt fails only if the file grows at that very moment.
+const SHARE_TRIES: u32 = 16;
+
 /// Each attempt fails only if the last heir of the layer goes, or another freeze of the source begins, at that very
 /// moment.
 pub(super) const ATTEMPTS: usize = 16;
@@ -467,25 +470,46 @@ pub(super) fn check_target<'a>(target: &Volume, gate: &'a State, links: u64) -> 
 fn share_whole(source: &Volume, gate: &State, empty: &Plain, size: Option<u64>) -> Result<()> {
     let State::Plain(plain) = gate else { return source.check_not_bypassed("clone") };
     plain.check_latch().map_err(|e| e.at(source.path()))?;
-    match empty.file.share_range(plain.file.as_ref(), 0, 0, 0) {
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL | libc::EXDEV | libc::ENOTTY)) => {
-            return source.check_not_bypassed("clone");
-        }
-        shared => shared.context("share the blocks of", source.path())?,
-    }
-    empty.touch();
-    let len = empty.file.stat().context("look at destination", source.path())?.size;
-    let sized = match size {
+    let shared = share_all(plain, empty).and_then(|len| match size {
         Some(size) if size < len => {
             Err(Error::new(Kind::Invalid, "clone").because(format!("{size} bytes is less than the source has")))
         }
         Some(size) => empty.file.set_len(size).context("set size", source.path()),
         None => Ok(()),
-    };
-    if sized.is_err() {
-        let _ = empty.file.set_len(0);
+    });
+    let refused =
+        |e: &Error| matches!(e.os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL | libc::EXDEV | libc::ENOTTY));
+    if shared.as_ref().is_err_and(refused) {
+        // There are no reflinks here.
+        return source.check_not_bypassed("clone");
     }
-    sized
+    empty.touch();
+    shared.inspect_err(|_| drop(empty.file.set_len(0))).map_err(|e| e.at(source.path()))
+}
+
+/// Shares all bytes of one file with another, empty one; returns how many.
+///
+/// The length is named: asked for "all", xfs of some kernels stops where the disk is full and calls that success.
+fn share_all(from: &Plain, to: &Plain) -> Result<u64> {
+    let size = |plain: &Plain| Ok(plain.file.stat().context("look at file", "")?.size);
+    for attempt in 1.. {
+        let len = size(from)?;
+        if len > 0 {
+            match to.file.share_range(from.file.as_ref(), 0, 0, len) {
+                // An end within a block must be that of the file: it may just have grown.
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) && attempt < SHARE_TRIES && size(from)? != len => {
+                    continue;
+                }
+                shared => shared.context("share the blocks of", "")?,
+            }
+        }
+        return if size(to)? == len { Ok(len) } else { Err(Error::io("share the blocks of", short())) };
+    }
+    Err(Error::io("share the blocks of", short()))
+}
+
+fn short() -> std::io::Error {
+    std::io::Error::from_raw_os_error(libc::EIO)
 }
 
 /// Copies a file of several names, with all writes to it held up: slow, and correct.

@@ -48,6 +48,23 @@ impl Pool {
         Ok(())
     }
 
+    /// Fails if a file at or below a path is written to past the daemon, or may be.
+    pub fn check_nobody_writes_past(&self, below: &Path, operation: &'static str) -> Result<()> {
+        if !self.env.past.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        for path in self.files_below(below)? {
+            let volume = match self.env.fs.stat(&path) {
+                Ok(stat) => self.volume(stat.key, &path)?,
+                // Removed meanwhile.
+                Err(_) => continue,
+            };
+            volume.settle_bypass();
+            volume.check_not_bypassed(operation)?;
+        }
+        Ok(())
+    }
+
     /// Whether a frozen layer can be read by somebody of whom nothing is known here, so that its file must stay as it is.
     pub(super) fn read_past(&self, layer: &Layer) -> Result<bool> {
         if !self.env.past.load(Ordering::Acquire) {

@@ -1,6 +1,6 @@
 //! Looking for files in the whole tree, where nothing else says where they are.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::Pool;
@@ -15,6 +15,33 @@ impl Pool {
     /// Looks for a file: for a volume that was renamed without clonefs, or by a directory's rename.
     pub(super) fn find_by_walk(&self, key: FileKey) -> Option<PathBuf> {
         self.find_all(&HashSet::from([key]), 1).pop()
+    }
+
+    /// Regular files at or below a path; none if nothing is there now.
+    pub fn files_below(&self, root: &Path) -> Result<BTreeSet<PathBuf>> {
+        let mut files = BTreeSet::new();
+        let mut directories = match self.env.fs.stat(root).map(|stat| stat.kind()) {
+            Ok(FileKind::Directory) => vec![root.to_path_buf()],
+            Ok(FileKind::File) => return Ok(BTreeSet::from([root.to_path_buf()])),
+            _ => return Ok(files),
+        };
+        while let Some(directory) = directories.pop() {
+            let entries = match self.env.fs.list(&directory) {
+                // Removed meanwhile.
+                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => continue,
+                other => other.context("list", &directory)?,
+            };
+            for entry in entries {
+                let path = directory.join(&entry.name);
+                let kind = entry.kind.or_else(|| self.env.fs.stat(&path).ok().map(|stat| stat.kind()));
+                match kind {
+                    Some(FileKind::Directory) if path != Path::new(DIR) => directories.push(path),
+                    Some(FileKind::File) if !crate::policy::is_draft(&path) => drop(files.insert(path)),
+                    _ => {}
+                }
+            }
+        }
+        Ok(files)
     }
 
     /// Paths of these files, until `most` are found.

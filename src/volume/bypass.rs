@@ -68,7 +68,9 @@ impl Volume {
         let bypass = Bypass { file: layer.data().ok()??, held };
         // Nobody begins to change a layer's file while a snapshot reads it, or it is held.
         let whole = layer.complete() && !layer.adopting() && layer.bad().is_empty();
-        let sized = bypass.file.stat().is_ok_and(|stat| stat.size == size);
+        // With another name it is the file of a volume too, which is written in place once nobody reads the layer; of
+        // whoever reads it past the daemon, through a mapping or for a daemon that died, nothing is known then.
+        let sized = bypass.file.stat().is_ok_and(|stat| stat.size == size && stat.nlink == 1);
         (whole && sized && layer.size() == size && visible >= blocks(size)).then_some(bypass)
     }
 

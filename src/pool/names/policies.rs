@@ -90,7 +90,7 @@ impl NameTree {
             written.into_iter().flat_map(|id| table.paths(id)).find(|open| open.starts_with(path))
         };
         match open {
-            None => Ok(()),
+            None => self.pool.check_nobody_writes_past(path, "protect"),
             Some(open) => Err(Error::new(Kind::Busy, "protect")
                 .at(open)
                 .because("it is open for writing")
