@@ -23,7 +23,7 @@ const LONGEST_YIELD: Duration = Duration::from_millis(100);
 /// Between two looks at what others do.
 const LOOK: Duration = Duration::from_millis(2);
 /// Requests of others for each one that a step may delay.
-const FOR_EACH_DELAYED: u64 = 200;
+const FOR_EACH_DELAYED: u64 = 400;
 /// A step reads once and writes once.
 const TRANSFERS: u64 = 2;
 /// Longest rest, so that background work never stops for good: with it 5 MiB a second are copied.

@@ -146,6 +146,7 @@ fn what_is_wrong_with_a_host_is_found_with_its_remedy() {
     for (check, level, hint) in [
         ("kernel", "problem", "Linux 5.4 or newer"),
         ("io_uring", "advice", "sysctl kernel.io_uring_disabled=0"),
+        ("passthrough", "ok", "not before Linux 6.9"),
         ("SELinux", "problem", "setsebool -P virt_use_fusefs on"),
         ("AppArmor", "advice", "abstractions/libvirt-qemu"),
         ("qemu's user", "advice", "chown libvirt-qemu"),
@@ -159,6 +160,7 @@ fn what_is_wrong_with_a_host_is_found_with_its_remedy() {
     assert_found(&found, "kernel", "advice", "Linux 6.6 or newer");
     assert_found(&found, "SELinux", "ok", "");
     assert_found(&found, "user_allow_other", "problem", "tee -a /etc/fuse.conf");
+    assert_found(&found, "passthrough", "ok", "only for a daemon that root has started");
     // No virsh, no qemu-img; and libvirt does not answer.
     host.shell(&format!("ln -s /usr/bin/env {dir}/bin/env"));
     let none = host.run("env", ["-i", &format!("PATH={dir}/bin"), &format!("{dir}/clonefs"), "doctor", "--json"]);

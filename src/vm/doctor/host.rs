@@ -56,7 +56,8 @@ fn mounting(chart: &mut Chart, root: bool) {
 
 fn kernel(chart: &mut Chart) {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
-    match version(&release) {
+    let found = version(&release);
+    match found {
         Some(found) if found < (5, 4) => {
             chart.problem("kernel", format!("{release}: too old for FUSE as clonefs uses it"), "Linux 5.4 or newer")
         }
@@ -67,6 +68,7 @@ fn kernel(chart: &mut Chart) {
         ),
         _ => chart.ok("kernel", release),
     }
+    passthrough(chart, found);
     let uring = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
     match uring.trim() {
         "1" | "2" => chart.advice(
@@ -86,6 +88,17 @@ fn kernel(chart: &mut Chart) {
             true => chart.ok("SELinux", "machines may use FUSE (virt_use_fusefs)"),
             false => chart.problem("SELinux", "machines may not use FUSE", "setsebool -P virt_use_fusefs on"),
         }
+    }
+}
+
+/// Whether disks can be opened past the daemon.
+fn passthrough(chart: &mut Chart, kernel: Option<(u32, u32)>) {
+    if !rustix::process::geteuid().is_root() {
+        chart.ok("passthrough", "only for a daemon that root has started; clonefs does not need it");
+    } else if kernel.is_some_and(|found| found < (6, 9)) {
+        chart.ok("passthrough", "not before Linux 6.9; clonefs does not need it");
+    } else {
+        chart.ok("passthrough", "possible: -o passthrough=writable for disks that need not be cloned while they run");
     }
 }
 
