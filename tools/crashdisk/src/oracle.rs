@@ -21,7 +21,7 @@
 //! before it, nothing announced after it. A volume that was never synced may be missing or empty, but not wrong. A name
 //! leads to what it led to at the last `dirsynced` or was renamed to since.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -32,7 +32,12 @@ use crate::stamp::{Content, SECTOR, read_stamp};
 pub struct History {
     volumes: BTreeMap<u32, Volume>,
     names: BTreeMap<String, Name>,
+    /// Files that are nothing but files of the filesystem below.
+    plain: BTreeSet<String>,
 }
+
+/// The most that filesystems map as one.
+const BLOCK: u64 = 4096;
 
 /// What was announced for one volume, oldest first.
 #[derive(Clone, Debug, Default)]
@@ -231,6 +236,12 @@ impl History {
         Ok(())
     }
 
+    /// Says which files are nothing but files of the filesystem below. Their growth may be half done: xfs zeroes the rest
+    /// of the old last block first, and may be cut off when the file ends there.
+    pub fn set_plain(&mut self, names: BTreeSet<String>) {
+        self.plain = names;
+    }
+
     /// Names that were ever used.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.names.keys().map(String::as_str)
@@ -245,7 +256,7 @@ impl History {
         };
         let (mut fits, mut complaint) = (Vec::new(), "nothing may have this name".to_string());
         for v in holders.iter().flatten() {
-            match self.check_volume(*v, bytes) {
+            match self.check_volume(*v, bytes, self.plain.contains(name)) {
                 Ok(()) => fits.push(*v),
                 Err(why) => complaint = why,
             }
@@ -253,8 +264,8 @@ impl History {
         if fits.is_empty() { Err(format!("{name}: {complaint}")) } else { Ok(fits) }
     }
 
-    /// Judges `bytes` as the contents of volume `v`.
-    pub fn check_volume(&self, v: u32, bytes: &[u8]) -> Result<(), String> {
+    /// Judges `bytes` as the contents of volume `v`, a plain file or not.
+    fn check_volume(&self, v: u32, bytes: &[u8], plain: bool) -> Result<(), String> {
         let volume = self.volumes.get(&v).ok_or_else(|| format!("no volume {v}"))?;
         let changes = self.changes(volume);
         let (sectors, own) = volume.born;
@@ -266,8 +277,10 @@ impl History {
         });
         let size = bytes.len() as u64;
         let empty = size == 0 && !volume.synced;
-        if !empty && !sizes.iter().any(|sectors| sectors * SECTOR as u64 == size) {
-            let sizes: Vec<u64> = sizes.iter().map(|sectors| sectors * SECTOR as u64).collect();
+        let sizes: Vec<u64> = sizes.iter().map(|sectors| sectors * SECTOR as u64).collect();
+        let growing = |old: &u64| old.next_multiple_of(BLOCK) == size && sizes.iter().any(|new| *new > size);
+        let known = sizes.contains(&size) || plain && sizes.iter().any(growing);
+        if !empty && !known {
             return Err(format!("volume {v} has {size} bytes, but may have {sizes:?}"));
         }
         for (sector, bytes) in (0..).zip(bytes.chunks(SECTOR)) {
@@ -385,6 +398,20 @@ mod tests {
         assert!(history.check_name("a", None).is_err(), "synced, so it exists");
         assert!(history.check_name("a", Some(&[])).is_err(), "synced, so it has its size");
         assert!(history.check_name("b", Some(&[])).is_err(), "nobody made it");
+    }
+
+    #[test]
+    fn growth_of_a_plain_file_alone_may_be_half_done() {
+        let mut history = history("create 1 a\ndone 1\nsize 1 12\ndone 1\nsynced 1\nsize 1 40\ndone 1");
+        let fits =
+            |history: &History, sectors: usize| history.check_name("a", Some(&vec![0; sectors * SECTOR])).is_ok();
+        assert!(
+            fits(&history, 12) && fits(&history, 40) && !fits(&history, 16),
+            "a volume of layers has its size in a map"
+        );
+        history.set_plain(BTreeSet::from(["a".to_owned()]));
+        assert!(fits(&history, 12) && fits(&history, 16) && fits(&history, 40));
+        assert!(!fits(&history, 8) && !fits(&history, 24) && !fits(&history, 48));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What must hold of a pool that a power cut left.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,13 +45,14 @@ pub struct Verifier<'a> {
 impl Verifier<'_> {
     /// Judges one state.
     pub fn verify(&self, crash: &Crash) -> Verdict {
-        let history = History::read(crash.marks.iter().copied())?;
+        let mut history = History::read(crash.marks.iter().copied())?;
         if !crash.marks.contains(&READY) {
             // The pool's directory was not there for sure.
             return Ok(());
         }
         self.boot.next().map_err(text)?;
         let root = crash.mnt.join(POOL);
+        history.set_plain(plain_files(&root).map_err(text)?);
         let digits = crash.name.split('.').map(|part| part.parse::<u64>().unwrap_or(0));
         let number = digits.sum::<u64>();
         match self.program {
@@ -79,6 +81,19 @@ impl Verifier<'_> {
         }
         if number % 4 == 1 { drain(looked, root, &found) } else { Ok(()) }
     }
+}
+
+/// Files that no layer and no stub is: they have one name, and bytes.
+fn plain_files(root: &Path) -> std::io::Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    for entry in std::fs::read_dir(root)? {
+        let entry = entry?;
+        let stat = entry.metadata()?;
+        if stat.is_file() && stat.nlink() == 1 && stat.len() > 0 {
+            found.insert(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    Ok(found)
 }
 
 /// `clonefs check` on disk; gives the number of files that the next mount removes.
