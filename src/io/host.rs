@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -12,11 +12,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use super::around::Around;
-use super::direct::Direct;
-use super::sole;
-use super::sys::{c_name, fstat, grow_buffer, lstat_at, open_beneath, proc_path, retry, split_names, timespec};
-use super::types::{DirEntry, FileKind, FsInfo, Open, Rename, SetTime, Stat, Whence};
+use super::file::HostFile;
+use super::sys::{c_name, grow_buffer, lstat_at, open_beneath, proc_path, retry, split_names, timespec};
+use super::types::{DirEntry, FileKind, FsInfo, Open, Rename, SetTime, Stat};
 use super::{File, FileRef, Fs};
 
 /// Longest piece of a path handed to the kernel at once; `PATH_MAX` is 4096.
@@ -102,7 +100,7 @@ impl Fs for HostFs {
         };
         let fd = open_beneath(dir.as_fd(), OsStr::from_bytes(name.to_bytes()), flags, mode)?;
         let root = self.root.clone();
-        let file = HostFile { fd, root, direct: Direct::default(), around: Around::default() };
+        let file = HostFile::new(fd, root);
         // A FIFO or a device swapped in for a file must not be read as one.
         if file.stat()?.kind() != FileKind::File {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
@@ -345,189 +343,4 @@ fn read_directory(fd: OwnedFd) -> io::Result<Vec<DirEntry>> {
     // SAFETY: stream is open and not used after this.
     unsafe { libc::closedir(stream) };
     result
-}
-
-/// An open file of a [`HostFs`].
-struct HostFile {
-    fd: OwnedFd,
-    /// For [`File::link_to`], whose path is relative to the root.
-    root: Arc<OwnedFd>,
-    direct: Direct,
-    around: Around,
-}
-
-impl HostFile {
-    fn raw(&self) -> RawFd {
-        self.fd.as_raw_fd()
-    }
-}
-
-impl File for HostFile {
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let mut done = 0;
-        while done < buf.len() {
-            let rest = &mut buf[done..];
-            let (data, len, at) = (rest.as_mut_ptr().cast(), rest.len(), (offset + done as u64) as i64);
-            // SAFETY: data and len describe the rest of `buf`, which is ours to fill.
-            match retry(|| unsafe { libc::pread(self.raw(), data, len, at) })? {
-                0 => break,
-                read => done += read as usize,
-            }
-        }
-        Ok(done)
-    }
-
-    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        let mut done = 0;
-        while done < data.len() {
-            let rest = &data[done..];
-            let (from, len, at) = (rest.as_ptr().cast(), rest.len(), (offset + done as u64) as i64);
-            // SAFETY: from and len describe the rest of `data`.
-            match retry(|| unsafe { libc::pwrite(self.raw(), from, len, at) })? {
-                0 => return Err(io::Error::from_raw_os_error(libc::EIO)),
-                written => done += written as usize,
-            }
-        }
-        Ok(())
-    }
-
-    fn will_need(&self, offset: u64, len: u64) {
-        // SAFETY: the descriptor is open; the call reads nothing of ours.
-        unsafe { libc::posix_fadvise(self.raw(), offset as i64, len as i64, libc::POSIX_FADV_WILLNEED) };
-    }
-
-    fn read_around(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        if self.around.read(self.fd.as_fd(), buf, offset) { Ok(buf.len()) } else { self.read_at(buf, offset) }
-    }
-
-    fn read_direct(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let done = self.direct.read(self.fd.as_fd(), buf, offset)?;
-        // What is left is the end of the file, or what cannot be read so.
-        if done == buf.len() { Ok(done) } else { Ok(done + self.read_at(&mut buf[done..], offset + done as u64)?) }
-    }
-
-    fn ring_fd(&self, direct: bool, offset: u64, len: usize) -> Option<Arc<OwnedFd>> {
-        if direct { self.direct.for_ring(self.fd.as_fd(), offset, len) } else { None }
-    }
-
-    fn ring_failed(&self, error: &io::Error) {
-        self.direct.ring_failed(error);
-    }
-
-    fn write_direct(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        let done = self.direct.write(self.fd.as_fd(), data, offset)?;
-        if done == data.len() { Ok(()) } else { self.write_at(&data[done..], offset + done as u64) }
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        let len = i64::try_from(len).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
-        // SAFETY: the descriptor is open.
-        retry(|| unsafe { libc::ftruncate(self.raw(), len) }).map(drop)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        // SAFETY: the descriptor is open.
-        retry(|| unsafe { libc::fdatasync(self.raw()) }).map(drop).inspect_err(|_| self.direct.distrust())
-    }
-
-    fn sync_all(&self) -> io::Result<()> {
-        // SAFETY: the descriptor is open.
-        retry(|| unsafe { libc::fsync(self.raw()) }).map(drop).inspect_err(|_| self.direct.distrust())
-    }
-
-    fn allocate(&self, mode: i32, offset: u64, len: u64) -> io::Result<()> {
-        let too_big = |_| io::Error::from_raw_os_error(libc::EFBIG);
-        let offset = i64::try_from(offset).map_err(too_big)?;
-        let len = i64::try_from(len).map_err(too_big)?;
-        // SAFETY: the descriptor is open.
-        retry(|| unsafe { libc::fallocate(self.raw(), mode, offset, len) }).map(drop)
-    }
-
-    fn stat(&self) -> io::Result<Stat> {
-        fstat(self.raw())
-    }
-
-    fn seek(&self, offset: u64, whence: Whence) -> io::Result<u64> {
-        let whence = match whence {
-            Whence::Data => libc::SEEK_DATA,
-            Whence::Hole => libc::SEEK_HOLE,
-        };
-        let offset = i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::ENXIO))?;
-        // SAFETY: the descriptor is open. The file position it moves is used by nothing: all I/O here is positional.
-        retry(|| unsafe { libc::lseek(self.raw(), offset, whence) }).map(|at| at as u64)
-    }
-
-    fn share_range(&self, source: &dyn File, from: u64, to: u64, len: u64) -> io::Result<()> {
-        let src_fd = source.fd().ok_or_else(|| io::Error::from_raw_os_error(libc::EOPNOTSUPP))? as i64;
-        let range = libc::file_clone_range { src_fd, src_offset: from, src_length: len, dest_offset: to };
-        // SAFETY: range is a valid file_clone_range, and both descriptors are open during the call.
-        retry(|| unsafe { libc::ioctl(self.raw(), libc::FICLONERANGE, &raw const range) }).map(drop)
-    }
-
-    fn link_to(&self, path: &Path) -> io::Result<()> {
-        let name = c_name(path.as_os_str())?;
-        let from = proc_path(self.raw());
-        let (root, flags) = (self.root.as_raw_fd(), libc::AT_SYMLINK_FOLLOW);
-        // SAFETY: both strings are NUL-terminated. `path` is one of ours below `.clonefs`, where no link can lie.
-        retry(|| unsafe { libc::linkat(libc::AT_FDCWD, from.as_ptr(), root, name.as_ptr(), flags) }).map(drop)
-    }
-
-    fn chmod(&self, mode: u32) -> io::Result<()> {
-        // SAFETY: the descriptor is open.
-        retry(|| unsafe { libc::fchmod(self.raw(), mode) }).map(drop)
-    }
-
-    fn chown(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
-        // SAFETY: the descriptor is open.
-        retry(|| unsafe { libc::fchown(self.raw(), uid.unwrap_or(u32::MAX), gid.unwrap_or(u32::MAX)) }).map(drop)
-    }
-
-    fn set_times(&self, atime: SetTime, mtime: SetTime) -> io::Result<()> {
-        let times = [timespec(atime), timespec(mtime)];
-        // SAFETY: the descriptor is open; times are two timespecs.
-        retry(|| unsafe { libc::futimens(self.raw(), times.as_ptr()) }).map(drop)
-    }
-
-    fn get_xattr(&self, name: &OsString) -> io::Result<Vec<u8>> {
-        let name = c_name(name)?;
-        // SAFETY: name is NUL-terminated; buffer and length come as a pair.
-        grow_buffer(|buf, len| unsafe { libc::fgetxattr(self.raw(), name.as_ptr(), buf, len) })
-    }
-
-    fn set_xattr(&self, name: &OsString, value: &[u8], flags: i32) -> io::Result<()> {
-        let name = c_name(name)?;
-        let (data, len) = (value.as_ptr().cast(), value.len());
-        // SAFETY: name is NUL-terminated; data and len describe `value`.
-        retry(|| unsafe { libc::fsetxattr(self.raw(), name.as_ptr(), data, len, flags) }).map(drop)
-    }
-
-    fn list_xattr(&self) -> io::Result<Vec<OsString>> {
-        // SAFETY: buffer and length come as a pair.
-        grow_buffer(|buf, len| unsafe { libc::flistxattr(self.raw(), buf.cast(), len) }).map(|l| split_names(&l))
-    }
-
-    fn remove_xattr(&self, name: &OsString) -> io::Result<()> {
-        let name = c_name(name)?;
-        // SAFETY: name is NUL-terminated.
-        retry(|| unsafe { libc::fremovexattr(self.raw(), name.as_ptr()) }).map(drop)
-    }
-
-    fn is_writable(&self) -> bool {
-        sole::is_writable(self.fd.as_fd())
-    }
-
-    fn is_sole(&self) -> io::Result<bool> {
-        self.direct.close();
-        sole::is_sole(self.fd.as_fd())
-    }
-
-    fn fd(&self) -> Option<RawFd> {
-        Some(self.raw())
-    }
-}
-
-impl AsFd for HostFile {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
 }

@@ -7,6 +7,7 @@
 mod around;
 mod buffers;
 mod direct;
+mod file;
 mod host;
 mod ring;
 mod sole;

@@ -33,6 +33,7 @@ mod startup;
 pub mod stub;
 mod usage;
 mod walk;
+mod whole;
 
 pub use diff::Differences;
 pub use finish::Finished;
@@ -60,7 +61,7 @@ use crate::policy::{Patch, Policies, Policy};
 use crate::store::record::{Change, Deepening, VolumeRecord};
 use crate::store::{Store, map_path};
 use crate::units::Id;
-use crate::volume::{Env, Foreground, Hooks, State, Volume};
+use crate::volume::{Env, Hooks, State, Volume};
 
 /// How a pool is served.
 #[derive(Clone, Debug)]
@@ -226,7 +227,7 @@ impl Pool {
             read_only: options.read_only,
             hooks: OnceLock::new(),
             past: AtomicBool::new(false),
-            foreground: Foreground::default(),
+            foreground: Arc::default(),
         });
         let rate = AtomicU64::new(options.rate);
         let policies = Policies::open(env.fs.clone(), options.read_only);

@@ -1,10 +1,7 @@
 //! Reads that end on another thread than they began on.
 
-use std::sync::Arc;
-
-use super::{Env, State, Volume};
+use super::{Foreground, State, Volume};
 use crate::io::{Read, Ring};
-use crate::sync::atomic::Ordering;
 use crate::units::{BLOCK, blocks};
 
 impl Volume {
@@ -28,20 +25,7 @@ impl Volume {
             }
             _ => None,
         };
-        let read = read?;
-        self.env.foreground.begun.fetch_add(1, Ordering::Relaxed);
-        Some(read.keeping(Request { env: self.env.clone(), _gate: gate }))
-    }
-}
-
-/// A read under way.
-struct Request<Gate> {
-    env: Arc<Env>,
-    _gate: Gate,
-}
-
-impl<Gate> Drop for Request<Gate> {
-    fn drop(&mut self) {
-        self.env.foreground.ended.fetch_add(1, Ordering::Relaxed);
+        // In this order: who finds the gate free finds nothing under way.
+        Some(read?.keeping((Foreground::begin(self.env.foreground.clone()), gate)))
     }
 }

@@ -103,7 +103,6 @@ impl Overlay {
         let mut filled = Filled { next: Some(run.end), ..Filled::default() };
         let pieces = self.fill_without_copying(run, how, &mut filled)?;
         self.copy_pieces(&pieces)?;
-        filled.blocks += pieces.iter().map(|piece| piece.blocks.end - piece.blocks.start).sum::<u64>();
         Ok(filled)
     }
 
@@ -123,18 +122,12 @@ impl Overlay {
                         return Ok(pieces);
                     }
                     let done = match &segment.owner {
-                        Owner::Zero => Some(self.fill_zero(rest.clone())?),
-                        Owner::Layer(layer) => self.fill_from(layer, &rest, how)?,
+                        Owner::Zero => self.fill_zero(rest.clone())?,
+                        Owner::Layer(layer) => self.fill_from(layer, &rest, how, &mut pieces)?,
                     };
-                    if let Some(done) = done {
-                        filled.blocks += done - rest.start;
-                        rest.start = done;
-                    } else if let Owner::Layer(layer) = &segment.owner {
-                        let blocks = rest.start..rest.end.min(rest.start + PIECE);
-                        rest.start = blocks.end;
-                        filled.copied += self.bytes_of(&blocks);
-                        pieces.push(Piece { layer: layer.clone(), blocks });
-                    }
+                    filled.blocks += done - rest.start;
+                    rest.start = done;
+                    filled.copied = pieces.iter().map(|piece| self.bytes_of(&piece.blocks)).sum();
                 }
             }
         }
@@ -155,20 +148,24 @@ impl Overlay {
         (blocks.end * BLOCK).min(self.top.size()) - blocks.start * BLOCK
     }
 
-    /// Fills the first part of `range` if no byte of it need be copied; returns where that part ends.
-    fn fill_from(&self, layer: &Layer, range: &Range<u64>, how: &Filling) -> Result<Option<u64>> {
+    /// Fills the first part of `range` if no byte of it need be copied, and else adds it to `pieces`; returns where that
+    /// part ends.
+    fn fill_from(&self, layer: &Arc<Layer>, range: &Range<u64>, how: &Filling, pieces: &mut Vec<Piece>) -> Result<u64> {
         let data = layer.data()?;
         if let Some(hole) = data.filter(|_| how.trust_holes).and_then(|data| hole_end(&data, range.start * BLOCK)) {
             let end = (hole / BLOCK).min(range.end);
             if end > range.start {
-                return self.fill_zero(range.start..end).map(Some);
+                return self.fill_zero(range.start..end);
             }
         }
         if how.share && self.share_from(layer, range)? {
             self.top.mark(range.start, range.end);
-            return Ok(Some(range.end));
+            return Ok(range.end);
         }
-        Ok(None)
+        let blocks = range.start..range.end.min(range.start + PIECE);
+        let end = blocks.end;
+        pieces.push(Piece { layer: layer.clone(), blocks });
+        Ok(end)
     }
 
     /// Copies all of them, several at a time where that is of use. After an error those that were copied are present.

@@ -6,6 +6,7 @@
 
 mod beside;
 pub mod bypass;
+mod env;
 pub mod fill;
 pub mod hot;
 pub mod overlay;
@@ -13,119 +14,18 @@ pub mod pinned;
 pub mod plain;
 pub mod ranges;
 
-use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::Arc;
 
 use crate::sync::{Mutex, RwLock, RwLockWriteGuard};
 
 use crate::error::{Context, Error, Kind, Result};
-use crate::io::{FileKey, FileRef, Fs, SetTime, Timestamp, Whence};
-use crate::layer::Layer;
-use crate::layer::unsynced::Unsynced;
-use crate::store::Store;
-use crate::store::record::{LayerRecord, VolumeRecord};
-use crate::units::Id;
+use crate::io::{FileKey, FileRef, SetTime, Timestamp, Whence};
+pub use env::{Env, Foreground, Hooks};
 use overlay::{Overlay, punch};
 pub use pinned::Pinned;
 use plain::Plain;
-
-/// What a volume needs from the pool above it.
-pub trait Hooks: Send + Sync {
-    /// The volume is a plain file with clones, and is about to be changed: freezes it.
-    fn before_change(&self, volume: &Arc<Volume>) -> Result<()>;
-    /// The last handle was closed.
-    fn closed(&self, volume: &Arc<Volume>);
-    /// Something that background work may wait for has changed.
-    fn wake(&self);
-    /// There are no descriptors left: closes what can be closed after a sync.
-    fn relieve(&self);
-}
-
-/// What all volumes of a pool share.
-pub struct Env {
-    /// The backing filesystem.
-    pub fs: Arc<dyn Fs>,
-    /// The pool's metadata.
-    pub store: Store,
-    /// Changes of layers that no map has yet.
-    pub unsynced: Arc<Unsynced>,
-    /// The pool is served for reading only.
-    pub read_only: bool,
-    /// Files of the pool were opened past a daemon since the machine was started, see [`bypass`].
-    pub past: AtomicBool,
-    /// The pool.
-    pub hooks: OnceLock<Weak<dyn Hooks>>,
-    /// What others read and write, for background work to keep out of their way.
-    pub foreground: Foreground,
-}
-
-/// Reads and writes that somebody waits for.
-#[derive(Default)]
-pub struct Foreground {
-    begun: AtomicU64,
-    ended: AtomicU64,
-}
-
-impl Foreground {
-    /// Counts one, which lasts until the result is dropped.
-    fn begin(&self) -> Request<'_> {
-        self.begun.fetch_add(1, Ordering::Relaxed);
-        Request { foreground: self }
-    }
-
-    /// Number that began so far.
-    pub fn begun(&self) -> u64 {
-        self.begun.load(Ordering::Relaxed)
-    }
-
-    /// Number that is under way.
-    pub fn under_way(&self) -> u64 {
-        // In this order the difference is never negative but for what the processor reorders.
-        let ended = self.ended.load(Ordering::Relaxed);
-        self.begun().saturating_sub(ended)
-    }
-}
-
-/// A read or write under way.
-struct Request<'a> {
-    foreground: &'a Foreground,
-}
-
-impl Drop for Request<'_> {
-    fn drop(&mut self) {
-        self.foreground.ended.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-impl Env {
-    /// A new empty top layer, see [`Layer::fresh`].
-    pub fn fresh_layer(&self, id: Id, parent: Option<Arc<Layer>>, size: u64, overlap: u64) -> Arc<Layer> {
-        self.noting(Layer::fresh(&self.fs, id, parent, size, overlap))
-    }
-
-    /// A frozen layer, see [`Layer::open_frozen`].
-    pub fn open_frozen(&self, record: &LayerRecord, parent: Option<Arc<Layer>>) -> Result<Arc<Layer>> {
-        Ok(self.noting(Layer::open_frozen(&self.fs, record, parent)?))
-    }
-
-    /// A volume's own layer, see [`Layer::open_top`].
-    pub fn open_top(&self, record: &VolumeRecord, parent: Option<Arc<Layer>>) -> Result<Arc<Layer>> {
-        Ok(self.noting(Layer::open_top(&self.fs, record, parent)?))
-    }
-
-    /// Has the changes of a layer noted until a map has them.
-    fn noting(&self, layer: Arc<Layer>) -> Arc<Layer> {
-        layer.note_changes(&self.unsynced);
-        layer
-    }
-
-    /// The pool above, unless it is being torn down.
-    pub fn hooks(&self) -> Result<Arc<dyn Hooks>> {
-        let gone = || Error::new(Kind::Interrupted, "use pool");
-        self.hooks.get().and_then(Weak::upgrade).ok_or_else(gone)
-    }
-}
 
 /// What a volume is at this moment.
 pub enum State {
@@ -318,7 +218,7 @@ impl Volume {
     /// The same; with `direct`, what nobody shares is read past the page cache. What clones share is read through it, so
     /// that all of them have it in memory once.
     pub fn read_as(&self, offset: u64, buf: &mut [u8], direct: bool) -> Result<usize> {
-        let _request = self.env.foreground.begin();
+        let _request = Foreground::begin(&*self.env.foreground);
         let mut once = || match &*self.gate.read() {
             State::Plain(plain) => {
                 let read = match (&plain.shared, direct) {
@@ -352,7 +252,7 @@ impl Volume {
 
     fn change_once<T>(self: &Arc<Self>, change: impl Fn(&State) -> Result<T>) -> Result<T> {
         self.writable()?;
-        let _request = self.env.foreground.begin();
+        let _request = Foreground::begin(&*self.env.foreground);
         loop {
             let gate = self.gate.read();
             match &*gate {
