@@ -51,7 +51,23 @@ for type in clonefs fuse.clonefs; do
     cmp "$POOL/vm-$type" "$PLACE/base"
 done
 ! mount -T "$PLACE/fstab" "$POOL"
+# What is mounted is left alone.
+mount -a -T "$PLACE/fstab"
 umount "$POOL"
+gone "$POOL"
+
+# The same with a source that is no path.
+echo "clonefs:$POOL $POOL clonefs noatime 0 0" > "$PLACE/fstab"
+mount -a -T "$PLACE/fstab"
+mount -a -T "$PLACE/fstab"
+test "$(findmnt -n -o SOURCE "$POOL")" = "clonefs:$POOL"
+mount -o remount,ro "$POOL"
+options "$POOL" | grep -w ro
+cmp "$POOL/base" "$PLACE/base"
+umount "$POOL"
+gone "$POOL"
+clonefs mount "clonefs:$POOL"
+clonefs unmount "clonefs:$POOL"
 gone "$POOL"
 for type in clonefs fuse.clonefs; do cmp "$POOL/vm-$type" "$PLACE/base"; rm "$POOL/vm-$type"; done
 

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use clonefs::mount::table;
 use support::{
-    Backing, Mount, as_user, clonefs, errno, get_xattr, is_running, noise, on, on_each_filesystem, wait_until,
+    Backing, Mount, as_user, clonefs, errno, get_xattr, is_running, noise, on, on_each_filesystem, run, wait_until,
 };
 use tempfile::TempDir;
 
@@ -46,7 +46,8 @@ fn files_are_there_before_under_and_after_a_mount() {
 fn the_mount_table_shows_type_and_pool() {
     on(&[Backing::Ext4], |pool| {
         let entry = entry(pool.root()).unwrap();
-        assert_eq!((entry.fs_type.as_str(), Path::new(&entry.source)), ("fuse.clonefs", pool.root()));
+        assert_eq!((entry.fs_type.as_str(), entry.pool()), ("fuse.clonefs", pool.root()));
+        assert_eq!(entry.source.to_str().unwrap(), format!("clonefs:{}", pool.root().display()));
         assert_eq!(entry.dev, fs::metadata(pool.root()).unwrap().dev());
     });
 }
@@ -241,6 +242,24 @@ fn a_dead_mount_can_be_unmounted() {
         pool.unmount();
         assert_eq!(entry(pool.root()), None);
         assert_eq!(pool.read("file"), b"content");
+    });
+}
+
+/// mkfs.btrfs asks for the source of every mount, and gives up if one of them cannot be looked at.
+#[test]
+fn a_dead_mount_is_in_nobody_elses_way() {
+    on(&[Backing::Ext4], |pool| {
+        pool.mounted().kill();
+        // The kernel knows the attributes of the root for a while.
+        wait_until(|| fs::metadata(pool.root()).is_err());
+        let place = TempDir::new().unwrap();
+        let image = place.path().join("image");
+        fs::File::create(&image).unwrap().set_len(200 << 20).unwrap();
+        let device = run(Command::new("losetup").args(["--find", "--show"]).arg(&image)).success().stdout;
+        let made = run(Command::new("mkfs.btrfs").arg("-q").arg(device.trim()));
+        run(Command::new("losetup").args(["--detach", device.trim()])).success();
+        made.success();
+        pool.unmount();
     });
 }
 
@@ -451,7 +470,7 @@ mount --bind device /dev/fuse
 user() { setpriv --reuid 1 --regid 1 --clear-groups "$@" 2>&1; }
 user ./clonefs mount pool
 trap 'umount -l pool' EXIT
-grep " $PLACE/pool .* - fuse.clonefs $PLACE/pool " /proc/self/mountinfo
+grep " $PLACE/pool .* - fuse.clonefs clonefs:$PLACE/pool " /proc/self/mountinfo
 user cp noise pool/base
 user ./clonefs clone pool/base pool/clone
 user cmp noise pool/clone
@@ -463,7 +482,7 @@ user ./clonefs deepen --wait pool/clone
 user ./clonefs unmount pool
 trap - EXIT
 cmp noise pool/clone
-grep "fuse.clonefs $PLACE/pool" /proc/self/mountinfo && exit 1
+grep "fuse.clonefs clonefs:$PLACE/pool" /proc/self/mountinfo && exit 1
 true
 "#;
 
@@ -519,7 +538,7 @@ fn a_mount_point_with_odd_characters_works() {
         fs::create_dir(&odd).unwrap();
         let mount = Mount::new(&odd, None, "");
         fs::write(odd.join("file"), "x").unwrap();
-        assert_eq!(Path::new(&entry(&odd).unwrap().source), odd);
+        assert_eq!(entry(&odd).unwrap().pool(), odd);
         assert!(get_xattr(&odd, clonefs::door::STATUS).is_ok());
         mount.unmount();
         assert_eq!(fs::read(odd.join("file")).unwrap(), b"x");

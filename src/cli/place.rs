@@ -22,7 +22,7 @@ pub fn resolve(path: Option<&Path>) -> Result<PathBuf> {
 fn through_mount(path: &Path) -> Option<PathBuf> {
     let mount = mount_over(path)?;
     let full = path.canonicalize().ok()?;
-    let below = full.strip_prefix(Path::new(&mount.source)).ok()?;
+    let below = full.strip_prefix(mount.pool()).ok()?;
     Some(if below.as_os_str().is_empty() { mount.mountpoint } else { mount.mountpoint.join(below) })
 }
 

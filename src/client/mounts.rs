@@ -36,7 +36,7 @@ pub fn mount_at(path: &Path) -> Result<Option<Mount>> {
 /// cannot be told.
 pub fn mount_over(path: &Path) -> Option<Mount> {
     let path = path.canonicalize().ok()?;
-    mounts().ok()?.into_iter().rev().find(|m| path.starts_with(Path::new(&m.source)))
+    mounts().ok()?.into_iter().rev().find(|m| path.starts_with(m.pool()))
 }
 
 /// The clonefs mount that an open file lies on.

@@ -43,7 +43,7 @@ pub struct Options {
     pub remount: bool,
     /// Who may use the mount; `None` is all when root mounts, the owner alone otherwise.
     pub access: Option<Access>,
-    /// Source shown in the mount table; `None` is the path of the pool.
+    /// Source shown in the mount table; `None` is `clonefs:` and the path of the pool.
     pub source: Option<String>,
     /// Deepen in the background without being told to.
     pub deepen_auto: bool,

@@ -37,7 +37,7 @@ pub struct Plan {
 impl Plan {
     /// Finds the directories, and clears dead mounts out of the way.
     pub fn new(config: super::MountConfig) -> Result<Plan> {
-        let pool = table::absolute(&config.pool)?;
+        let pool = table::absolute(table::without_prefix(&config.pool))?;
         clear_dead(&pool)?;
         attach::check_directory(&pool)?;
         let pool = pool.canonicalize().context("mount", &pool)?;
@@ -70,7 +70,7 @@ fn clear_dead(path: &Path) -> Result<()> {
         if !unmount::is_dead(path) {
             break;
         }
-        tracing::warn!("clearing the dead mount of {:?} at {:?}", entry.source, entry.mountpoint);
+        tracing::warn!("clearing the dead mount of {:?} at {:?}", entry.pool(), entry.mountpoint);
         unmount::detach(path, true)?;
     }
     Ok(())
@@ -82,13 +82,14 @@ fn refuse_mounted(path: &Path) -> Result<()> {
     let daemon = unmount::status(path).map_or("another process".to_owned(), |status| format!("process {}", status.pid));
     Err(Error::new(Kind::Locked, "mount")
         .at(path)
-        .because(format!("the pool {:?} is mounted there, served by {daemon}", entry.source))
+        .because(format!("the pool {:?} is mounted there, served by {daemon}", entry.pool()))
         .remedy("unmount it first"))
 }
 
 /// Changes the flags of a mount that is there, such as read-only. The daemon goes on as it was started.
 pub fn remount(config: &super::MountConfig) -> Result<()> {
-    let path = table::absolute(config.mountpoint.as_ref().unwrap_or(&config.pool))?;
+    let path = config.mountpoint.as_deref().unwrap_or(table::without_prefix(&config.pool));
+    let path = table::absolute(path)?;
     let ours = table::at(&path)?.is_some_and(|entry| entry.fs_type == FS_TYPE);
     if !ours {
         return Err(Error::new(Kind::NotFound, "remount").at(path).because("no clonefs mount here"));
@@ -137,7 +138,7 @@ fn open_pool(fs: Arc<dyn Fs>, options: &PoolOptions, path: &Path) -> Result<Arc<
 
 /// Whether the pool is mounted somewhere that this process can see.
 fn is_mounted(pool: &Path) -> Result<bool> {
-    let here = |entry: &table::Entry| entry.fs_type == FS_TYPE && Path::new(&entry.source) == pool;
+    let here = |entry: &table::Entry| entry.fs_type == FS_TYPE && entry.pool() == pool;
     Ok(table::mounts()?.iter().any(here))
 }
 
@@ -155,8 +156,8 @@ fn serve_pool(plan: &Plan, pool: &Arc<Pool>, flags: libc::c_ulong, signals: Sign
     let adapter = || {
         Adapter::new(names.clone(), ring, plan.options.threads, lifetimes).map_err(|e| Error::io("start threads", e))
     };
-    let source = plan.options.source.as_ref().map_or(plan.pool.as_path(), Path::new);
-    let session = attach::attach(adapter, source, &plan.mountpoint, flags, &plan.options)?;
+    let source = plan.options.source.as_ref().map_or_else(|| table::source_of(&plan.pool), PathBuf::from);
+    let session = attach::attach(adapter, &source, &plan.mountpoint, flags, &plan.options)?;
     let mounted = Mounted::find(&plan.mountpoint)?;
     names.set_kernel(Box::new(KernelEnd(session.notifier())));
     let session = session.spawn().map_err(|e| Error::io("start threads", e))?;

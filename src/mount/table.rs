@@ -1,6 +1,6 @@
 //! The kernel's mount table, as far as clonefs mounts are concerned.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -8,6 +8,11 @@ use crate::error::{Context, Result};
 
 /// Type that the kernel shows for a clonefs mount.
 pub const FS_TYPE: &str = "fuse.clonefs";
+
+/// What the mount table shows before the path of a pool, such as `clonefs:/srv/images`. A bare path would be looked at by
+/// programs that compare all mounts with a device, such as mkfs.btrfs, and they fail if its daemon has died: a pool that
+/// is mounted over itself is then no file that can be asked for.
+const PREFIX: &[u8] = b"clonefs:";
 
 /// One mounted filesystem.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,8 +25,28 @@ pub struct Entry {
     pub mountpoint: PathBuf,
     /// Its type, such as `ext4` or [`FS_TYPE`].
     pub fs_type: String,
-    /// What is mounted: the path of the pool for a clonefs mount.
+    /// What is mounted, such as `/dev/sda`. See [`Entry::pool`] for that of a clonefs mount.
     pub source: OsString,
+}
+
+impl Entry {
+    /// The path of the pool that is mounted there, if it is a clonefs mount.
+    pub fn pool(&self) -> &Path {
+        without_prefix(Path::new(&self.source))
+    }
+}
+
+/// What the mount table shows for a pool, whose path must be absolute.
+pub fn source_of(pool: &Path) -> PathBuf {
+    OsString::from_vec([PREFIX, pool.as_os_str().as_bytes()].concat()).into()
+}
+
+/// The path of a pool that may be written as the mount table shows it, or as a path.
+pub fn without_prefix(pool: &Path) -> &Path {
+    match pool.as_os_str().as_bytes().strip_prefix(PREFIX) {
+        Some(path) if path.starts_with(b"/") => Path::new(OsStr::from_bytes(path)),
+        _ => pool,
+    }
 }
 
 /// All mounts that this process can see, the topmost of a place last.
@@ -107,6 +132,23 @@ mod tests {
         assert_eq!((entry.fs_type.as_str(), entry.source.as_bytes()), (FS_TYPE, br"/pool\x".as_slice()));
         assert_eq!((entry.id, entry.dev), (36, 98));
         assert_eq!(parse_line(b""), None);
+    }
+
+    #[test]
+    fn a_pool_is_known_by_its_path_and_by_what_the_mount_table_shows() {
+        let entry = |source: &str| Entry {
+            id: 1,
+            dev: 1,
+            mountpoint: "/mnt".into(),
+            fs_type: FS_TYPE.to_owned(),
+            source: source.into(),
+        };
+        assert_eq!(source_of(Path::new("/a b")), Path::new("clonefs:/a b"));
+        assert_eq!(entry("clonefs:/a b").pool(), Path::new("/a b"));
+        assert_eq!(entry("/a b").pool(), Path::new("/a b"));
+        // A directory may have such a name.
+        assert_eq!(without_prefix(Path::new("clonefs:pool")), Path::new("clonefs:pool"));
+        assert_eq!(without_prefix(Path::new("./clonefs:/pool")), Path::new("./clonefs:/pool"));
     }
 
     #[test]

@@ -77,11 +77,11 @@ fn with_fusermount(mountpoint: &Path, lazy: bool) -> Result<()> {
 }
 
 fn find(path: &Path) -> Result<Entry> {
-    let path = table::absolute(path)?;
+    let path = table::absolute(table::without_prefix(path))?;
     let mounts = table::mounts()?;
     let ours = |entry: &&Entry| entry.fs_type == FS_TYPE;
     let here = mounts.iter().rev().find(|entry| entry.mountpoint == path);
-    let found = here.filter(ours).or_else(|| mounts.iter().rev().filter(ours).find(|e| Path::new(&e.source) == path));
+    let found = here.filter(ours).or_else(|| mounts.iter().rev().filter(ours).find(|e| e.pool() == path));
     found.cloned().ok_or_else(|| {
         Error::new(Kind::NotFound, "unmount")
             .at(path)
