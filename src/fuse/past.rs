@@ -29,7 +29,7 @@ pub fn register(reply: &ReplyOpen, file: &FileRef) -> io::Result<Registered> {
 /// Replies to an open that goes past the daemon if there is a backing file, and to the daemon otherwise.
 pub fn reply_open(reply: ReplyOpen, handle: FileHandle, registered: Option<Registered>) {
     match registered.as_ref().map(|registered| registered.downcast_ref()) {
-        None => reply.opened(handle, super::open_flags()),
+        None => reply.opened(handle, super::replies::open_flags()),
         Some(Some(backing)) => reply.opened_passthrough(handle, FopenFlags::empty(), backing),
         // Only `register` makes them.
         Some(None) => reply.error(Errno::EIO),

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fuser::ReplyData;
 
+use super::edge;
+use super::replies::code;
 use super::workers::Workers;
-use super::{code, edge};
 use crate::error::Result;
 use crate::io::{Ring, aligned};
 use crate::pool::names::Handle;
