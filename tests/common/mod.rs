@@ -9,5 +9,6 @@ pub mod ops;
 pub mod recover;
 pub mod relatives;
 pub mod rng;
+pub mod served;
 pub mod simfs;
 pub mod world;

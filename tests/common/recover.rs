@@ -10,7 +10,7 @@ use clonefs::pool::{Finished, Pool};
 use super::model::{Found, Model};
 use super::ops::Name;
 use super::relatives::compare_differences;
-use super::world::{Outcome, contents, file_name, fill, look, serve, snapshot_id, text, volume_at};
+use super::served::{Outcome, contents, file_name, fill, look, serve, snapshot_id, text, volume_at};
 use crate::common::rng::Rng;
 use crate::common::simfs::image::Image;
 use crate::common::simfs::{Crash, Lie, Moment, Options, POWER, SimFs};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use clonefs::pool::Pool;
 
 use super::model::Found;
-use super::world::{Outcome, text, volume_of};
+use super::served::{Outcome, text, volume_of};
 
 const BLOCK: usize = 4096;
 

@@ -17,9 +17,10 @@ use clonefs::pool::check::check;
 
 use common::ops::{Name, Op, Op::*};
 use common::rng::Rng;
+use common::served::{Outcome, contents, file_name, look, serve, text, volume_at};
 use common::simfs::image::Image;
 use common::simfs::{Crash, Options, SimFs};
-use common::world::{Outcome, World, contents, file_name, look, serve, text, volume_at};
+use common::world::World;
 
 /// Most memory that opening and reading the small pool may take at once.
 const MEMORY: usize = 32 << 20;

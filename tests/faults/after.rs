@@ -6,8 +6,9 @@ use crate::common::model::Found;
 use crate::common::ops::{Name, Op};
 use crate::common::recover::{Thorough, examine};
 use crate::common::rng::Rng;
+use crate::common::served::{Outcome, contents, file_name, look, text, volume_at};
 use crate::common::simfs::{Crash, Moment, Options, POWER, SimFs};
-use crate::common::world::{Outcome, WRONG, World, contents, file_name, look, text, volume_at};
+use crate::common::world::{WRONG, World};
 use crate::scenarios::Work;
 
 /// Ends the message of everything that is refused because something is latched.

@@ -7,8 +7,9 @@ use clonefs::io::{Fs, Open};
 use crate::after::{end, goes_on, settle};
 use crate::common::ops::{Name, Op};
 use crate::common::rng::Rng;
+use crate::common::served::{Outcome, text};
 use crate::common::simfs::{Options, SimFs};
-use crate::common::world::{Outcome, World, text};
+use crate::common::world::World;
 use crate::run::{Tally, perform, wanted};
 use crate::scenarios::{ALL, Scenario, Work};
 

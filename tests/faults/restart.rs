@@ -4,8 +4,9 @@
 use crate::common::model::Found;
 use crate::common::ops::Op;
 use crate::common::rng::Rng;
+use crate::common::served::{Outcome, file_name, look, serve, text, volume_at};
 use crate::common::simfs::{Crash, Options, POWER, SimFs};
-use crate::common::world::{Outcome, World, file_name, look, serve, text, volume_at};
+use crate::common::world::World;
 use crate::modes::Mode;
 use crate::run::{Tally, in_parallel, wanted};
 use crate::scenarios::{ALL, Scenario, Work};

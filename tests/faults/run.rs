@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::after;
 use crate::common::rng::Rng;
+use crate::common::served::{Outcome, serve, text};
 use crate::common::simfs::{Options, SimFs};
-use crate::common::world::{Outcome, World, serve, text};
+use crate::common::world::World;
 use crate::modes::Mode;
 use crate::scenarios::{ALL, Scenario, Work};
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clonefs::units::BLOCK;
 
-use crate::common::world::pattern;
+use crate::common::served::pattern;
 
 /// One change of a file.
 #[derive(Clone, Copy, Debug)]

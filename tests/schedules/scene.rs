@@ -13,8 +13,8 @@ use shuttle::thread::{self, JoinHandle};
 use crate::common::model::Found;
 use crate::common::recover::{clean, drain};
 use crate::common::rng::Rng;
+use crate::common::served::{contents, file_name, fill, look, pattern, serve};
 use crate::common::simfs::{Crash, Options, SimFs};
-use crate::common::world::{contents, file_name, fill, look, pattern, serve};
 use crate::history::{Edit, History};
 
 /// Size of the base: some blocks, with an odd end.

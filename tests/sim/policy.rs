@@ -8,8 +8,9 @@ use clonefs::policy::{Patch, Policy};
 use clonefs::pool::Pool;
 
 use crate::common::rng::Rng;
+use crate::common::served::serve;
 use crate::common::simfs::{Options, SimFs};
-use crate::common::world::{World, serve};
+use crate::common::world::World;
 
 fn policies(pool: &Arc<Pool>) -> BTreeMap<String, Policy> {
     let listing = pool.policies().list();

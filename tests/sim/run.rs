@@ -5,8 +5,9 @@ use std::fmt;
 use crate::common::ops::{ALL, MORE, Op, PREFIXES};
 use crate::common::recover::{Thorough, examine};
 use crate::common::rng::Rng;
+use crate::common::served::Outcome;
 use crate::common::simfs::{Crash, Moment, Options, POWER, SimFs};
-use crate::common::world::{Outcome, World};
+use crate::common::world::World;
 
 /// What is tried.
 #[derive(Clone, Copy, Debug)]

@@ -11,7 +11,7 @@ use clonefs::pool::Pool;
 use clonefs::store::{data_path, stub_path};
 use clonefs::units::{BLOCK, Id, blocks};
 
-use crate::common::world::{Outcome, text};
+use crate::common::served::{Outcome, text};
 
 /// The figures of a volume that are compared.
 #[derive(Debug, PartialEq, Eq)]

@@ -8,8 +8,9 @@ mod count;
 
 use common::ops::{ALL, MORE, Op};
 use common::rng::Rng;
+use common::served::{Outcome, SNAPSHOT, file_name, text, volume_at};
 use common::simfs::{Options, SimFs};
-use common::world::{Outcome, SNAPSHOT, World, file_name, text, volume_at};
+use common::world::World;
 use count::Count;
 
 fn number(name: &str, default: u64) -> u64 {

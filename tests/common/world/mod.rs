@@ -1,27 +1,25 @@
 //! The pool under test on a simulated disk, and the model beside it.
 
+mod steps;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::path::Path;
+use std::sync::Arc;
 
-use clonefs::io::{Fs, Open, Rename};
-use clonefs::pool::{CloneOptions, Member, Names, Pool, PoolOptions};
-use clonefs::units::Id;
-use clonefs::volume::fill::Filling;
-use clonefs::volume::{State, Volume};
+use clonefs::io::{Fs, Open};
+use clonefs::pool::{Names, Pool};
+use clonefs::volume::Volume;
 
-use super::model::{Found, Model};
+use self::steps::adopt_frozen;
+use super::model::Model;
 use super::ops::{Name, Op};
-use crate::common::names::Finder;
-use crate::common::simfs::SimFs;
-
-/// The snapshot of volume n goes by this and n.
-pub const SNAPSHOT: Name = 20;
+use super::served::{
+    Outcome, SNAPSHOT, contents, file_name, fill, look, pattern, serve, snapshot_id, text, volume_at, volume_of,
+};
+use super::simfs::SimFs;
 
 /// Size of the base: large enough for ranges to be shared, with an odd end.
 pub const SIZE: usize = (33 << 12) + 700;
-
-pub type Outcome<T = ()> = Result<T, String>;
 
 pub struct World {
     pub fs: Arc<SimFs>,
@@ -43,104 +41,6 @@ pub const WRONG: &str = "WRONG BYTES";
 fn difference(got: &[u8], expect: &[u8]) -> String {
     let at = got.iter().zip(expect).position(|(a, b)| a != b);
     format!("{} bytes of {}, which differ at {at:?}", got.len(), expect.len())
-}
-
-pub fn text<E: std::fmt::Display>(error: E) -> String {
-    error.to_string()
-}
-
-pub fn file_name(name: Name) -> PathBuf {
-    PathBuf::from(format!("v{name}.img"))
-}
-
-/// Bytes that are found nowhere else: each 8 of them say which write and which place.
-pub fn pattern(serial: u64, offset: u64, len: usize) -> Vec<u8> {
-    let word = |at: u64| (serial << 40 | at | 1 << 39).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
-    (offset..offset + len as u64).map(|at| word(at / 8)[(at % 8) as usize]).collect()
-}
-
-/// Opens the pool of a filesystem, as a mount does.
-pub fn serve(fs: &Arc<SimFs>) -> Outcome<(Arc<Pool>, Arc<dyn Names>)> {
-    let fs: Arc<dyn Fs> = fs.clone();
-    let options = PoolOptions { deepen_auto: false, ..PoolOptions::default() };
-    let pool = Pool::open(fs.clone(), options).map_err(|e| format!("the pool does not open: {e}"))?;
-    let names: Arc<dyn Names> = Arc::new(Finder(fs));
-    let weak: Weak<dyn Names> = Arc::downgrade(&names);
-    pool.set_names(weak);
-    Ok((pool, names))
-}
-
-/// The snapshot that goes by a name.
-pub fn snapshot_id(pool: &Arc<Pool>, name: Name) -> Option<Id> {
-    pool.find_snapshot(&file_name(name.checked_sub(SNAPSHOT)?), "s")
-}
-
-/// The volume that goes by a name.
-pub fn volume_of(pool: &Arc<Pool>, name: Name) -> Outcome<Arc<Volume>> {
-    match snapshot_id(pool, name) {
-        Some(id) => pool.volume_by_id(id).map_err(text)?.ok_or_else(|| format!("snapshot v{name} has no volume")),
-        None => volume_at(pool, &file_name(name)),
-    }
-}
-
-/// The volume at a name.
-pub fn volume_at(pool: &Arc<Pool>, path: &Path) -> Outcome<Arc<Volume>> {
-    let stat = pool.fs().stat(path).map_err(text)?;
-    pool.volume(stat.key, path).map_err(text)
-}
-
-/// All of a volume's bytes.
-pub fn contents(volume: &Volume) -> Outcome<Vec<u8>> {
-    let size = volume.size().map_err(text)? as usize;
-    let mut bytes = vec![0xaa; size + 10];
-    let got = volume.read(0, &mut bytes).map_err(text)?;
-    if got != size {
-        return Err(format!("read {got} bytes of {size}"));
-    }
-    bytes.truncate(got);
-    Ok(bytes)
-}
-
-/// Everything that users see.
-pub fn look(pool: &Arc<Pool>) -> Outcome<Found> {
-    let mut found = Found::new();
-    for entry in pool.fs().list(Path::new("")).map_err(text)? {
-        let name = entry.name.to_string_lossy().into_owned();
-        let Some(number) = name.strip_prefix('v').and_then(|n| n.strip_suffix(".img")).and_then(|n| n.parse().ok())
-        else {
-            continue;
-        };
-        let path = file_name(number);
-        let volume = volume_at(pool, &path).map_err(|e| format!("v{number}: {e}"))?;
-        let bytes = contents(&volume).map_err(|e| format!("v{number}: {e}"))?;
-        let stat = pool.fs().stat(&path).map_err(text)?;
-        let shown = pool.describe(&path, stat).map_err(text)?.size;
-        if shown != bytes.len() as u64 {
-            return Err(format!("v{number} shows a size of {shown} and has {}", bytes.len()));
-        }
-        found.insert(number, bytes);
-    }
-    for number in 0..SNAPSHOT {
-        if snapshot_id(pool, SNAPSHOT + number).is_some() {
-            let volume = volume_of(pool, SNAPSHOT + number)?;
-            found.insert(SNAPSHOT + number, contents(&volume).map_err(|e| format!("snapshot of v{number}: {e}"))?);
-        }
-    }
-    Ok(found)
-}
-
-/// One step of deepening, of `most` bytes.
-pub fn fill(pool: &Pool, volume: &Arc<Volume>, most: u64) -> clonefs::error::Result<bool> {
-    let how = Filling { most, share: pool.can_share(), trust_holes: pool.trusts_holes() };
-    let filled = {
-        let gate = volume.gate().read();
-        let State::Overlay(overlay) = &*gate else { return Ok(true) };
-        overlay.fill_absent(0, &how)?
-    };
-    if filled.next.is_some() {
-        volume.sync(true)?;
-    }
-    Ok(filled.next.is_none())
 }
 
 impl World {
@@ -388,149 +288,4 @@ impl World {
         edit(&mut bytes);
         self.model.volumes[number].push(bytes);
     }
-
-    fn write(&mut self, name: Name, offset: u64, len: usize) -> Outcome {
-        let data = pattern(self.serial, offset, len);
-        self.serial += 1;
-        self.edit(name, |bytes| put(bytes, offset as usize, &data));
-        self.volume(name)?.write(offset, &data).map_err(text)
-    }
-
-    fn create(&mut self, name: Name) -> Outcome<Arc<Volume>> {
-        let file = self.pool.fs().open(&file_name(name), Open::CreateNew(0o644)).map_err(text)?;
-        let volume = self.pool.created(&file_name(name), file).map_err(text)?;
-        volume.open_handle(true);
-        self.open.insert(name, (volume.clone(), true));
-        Ok(volume)
-    }
-
-    fn clone(&mut self, from: Name, to: Name, sync: bool) -> Outcome {
-        let versions = self.model.volumes[self.model.get(from).expect("it is there")].versions.clone();
-        let source = self.open(from, false)?;
-        let number = self.model.create(to, versions);
-        self.model.volumes[number].base = Some(self.model.volumes[number].now().clone());
-        let target = self.create(to)?;
-        let options = CloneOptions { sync, ..CloneOptions::default() };
-        self.pool.clone_volume(&source, &target, &options).map_err(text)
-    }
-
-    fn group(&mut self) -> Outcome {
-        let mut members = Vec::new();
-        for (from, to) in [(0, 6), (1, 7)] {
-            // Durable before it is there at all, so it can be nothing but what the source is now.
-            let now = self.model.now(from).expect("it is there").clone();
-            let source = self.open(from, false)?;
-            let number = self.model.create(to, vec![now.clone()]);
-            self.model.volumes[number].base = Some(now);
-            self.model.group.push(number);
-            members.push(Member { source, target: self.create(to)?, options: CloneOptions::default() });
-        }
-        self.pool.clone_group(&members).map_err(text)
-    }
-
-    fn snapshot(&mut self, names: &[Name]) -> Outcome {
-        let mut volumes = Vec::new();
-        for name in names {
-            let now = self.model.now(*name).expect("it is there").clone();
-            volumes.push((self.open(*name, false)?, file_name(*name)));
-            let number = self.model.create(SNAPSHOT + name, vec![now]);
-            // Never seen half made.
-            self.model.volumes[number].fresh = false;
-            self.model.group.push(number);
-        }
-        self.pool.create_snapshots(&volumes, "s", None).map_err(text)
-    }
-
-    fn reset(&mut self, name: Name) -> Outcome {
-        let number = self.model.get(name).expect("it is there");
-        let base = self.model.volumes[number].base.clone().expect("it is a clone");
-        let now = self.model.now(name).expect("it is there").clone();
-        self.edit(name, |bytes| *bytes = base);
-        let volume = volume_at(&self.pool, &file_name(name))?;
-        self.close(name);
-        match self.pool.reset(&volume, None) {
-            // It does not read from that any more.
-            Err(e) if e.errno() == libc::EOPNOTSUPP => {
-                self.edit(name, |bytes| *bytes = now);
-                Ok(())
-            }
-            other => other.map_err(text),
-        }
-    }
-
-    fn clone_over(&mut self, from: Name, to: Name) -> Outcome {
-        let (source, target) = (self.open(from, false)?, self.volume(to)?);
-        self.edit(to, Vec::clear);
-        target.set_size(0).map_err(text)?;
-        for version in self.model.volumes[self.model.get(from).expect("it is there")].versions.clone() {
-            self.edit(to, |bytes| *bytes = version);
-        }
-        // A reset goes back to this clone from now on.
-        let number = self.model.get(to).expect("it is there");
-        self.model.volumes[number].base = Some(self.model.volumes[number].now().clone());
-        self.pool.clone_volume(&source, &target, &CloneOptions::default()).map_err(text)
-    }
-
-    fn rename(&mut self, from: Name, to: Name) -> Outcome {
-        let pool = self.pool.clone();
-        let there = match pool.fs().stat(&file_name(to)) {
-            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => None,
-            other => Some(other.map_err(text)?.key),
-        };
-        self.model.rename(from, to);
-        pool.fs().rename(&file_name(from), &file_name(to), Rename::Replace).map_err(text)?;
-        if let Some(key) = there {
-            pool.removed(key);
-        }
-        self.close(to);
-        if let Some(handle) = self.open.remove(&from) {
-            handle.0.set_path(&file_name(to));
-            self.open.insert(to, handle);
-        }
-        pool.reap_dead().map_err(text)
-    }
-
-    fn copy(&mut self, from: Name, to: Name) -> Outcome {
-        let source_number = self.model.get(from).expect("it is there");
-        let source = self.open(from, false)?;
-        let number = self.model.create(to, vec![Vec::new()]);
-        let target = self.create(to)?;
-        let size = self.model.volumes[source_number].now().len() as u64;
-        let mut at = 0;
-        while at < size {
-            let len = (size - at).min(128 << 10);
-            // What is shared is what the source will have after a crash.
-            for version in self.model.volumes[source_number].versions.clone() {
-                let mut bytes = self.model.volumes[number].now().clone();
-                let part =
-                    |v: &[u8]| v.get(at as usize..((at + len) as usize).min(v.len())).unwrap_or_default().to_vec();
-                put(&mut bytes, at as usize, &part(&version));
-                bytes.resize((at + len) as usize, 0);
-                self.model.volumes[number].push(bytes);
-            }
-            let done = self.pool.copy_range(&source, at, &target, at, len).map_err(text)?;
-            if done != len {
-                return Err(format!("copied {done} bytes of {len}"));
-            }
-            at += len;
-        }
-        Ok(())
-    }
-}
-
-fn adopt_frozen(pool: &Arc<Pool>) -> Outcome {
-    let ids: Vec<Id> = pool.store().catalogue().layers().map(|l| l.id).collect();
-    for id in ids {
-        if let Some(layer) = pool.frozen_layer(id).map_err(text)? {
-            pool.adopt_frozen(&layer, &|| false).map_err(text)?;
-        }
-    }
-    Ok(())
-}
-
-fn put(bytes: &mut Vec<u8>, offset: usize, data: &[u8]) {
-    if bytes.len() < offset + data.len() {
-        bytes.resize(offset + data.len(), 0);
-    }
-    bytes[offset..offset + data.len()].copy_from_slice(data);
 }
