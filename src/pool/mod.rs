@@ -329,6 +329,10 @@ impl Hooks for Pool {
         self.volume_closed(volume);
     }
 
+    fn sync_failed(&self, volume: &Arc<Volume>) {
+        self.keep_unsettled(volume);
+    }
+
     fn wake(&self) {
         self.wake_background();
     }

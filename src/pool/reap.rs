@@ -78,8 +78,8 @@ impl Pool {
             _ => return,
         };
         let unnoted = matches!(&*volume.gate().read(), State::Overlay(overlay) if overlay.top.map_unnoted());
-        if volume.is_dirty() || unnoted {
-            // Which blocks are present is known only here until the next flush.
+        if !volume.is_settled() || unnoted {
+            // Which blocks are present is known only here until the next flush, also if one is under way and fails.
             self.tables.lock().unsettled.insert(volume.serial, volume.clone());
         }
         self.bury(id);

@@ -140,11 +140,7 @@ impl Pool {
     /// Makes the new name durable.
     pub(super) fn settle_name(&self, volume: &Volume) -> Result<()> {
         // Whoever syncs the volume meanwhile pays the same debt.
-        let debts = match &*volume.gate().read() {
-            State::Overlay(overlay) => Some(overlay.debts.clone()),
-            _ => None,
-        };
-        debts.map_or(Ok(()), |debts| sync_entry(self.env.fs.as_ref(), &debts.directory))
+        volume.debts().map_or(Ok(()), |debts| sync_entry(self.env.fs.as_ref(), &debts.directory))
     }
 
     /// Takes a stub back that got no name, with `more` of what was committed for it; whether that is durable.

@@ -50,6 +50,8 @@ impl Pool {
         let noted = self.env.unsynced.position();
         let volumes = self.dirty_volumes();
         let many = volumes.len() > MANY;
+        // Which names there are before that: a volume can get others while it goes on.
+        let names: Vec<_> = volumes.iter().map(|volume| if many { volume.debts() } else { None }).collect();
         if many {
             // What follows then finds nothing left to write, and need not sync names one by one.
             self.env.fs.sync_fs().context("sync filesystem", "")?;
@@ -58,7 +60,7 @@ impl Pool {
         let outcome = Mutex::new((None, true));
         self.env.fs.each(SYNCS, volumes.len(), &|index| {
             let volume = &volumes[index];
-            match volume.sync_as(true, many) {
+            match volume.sync_as(true, names[index].as_ref()) {
                 Ok(()) => self.settle(volume),
                 Err(error) => {
                     let in_maps = volume.note_failure();
@@ -73,6 +75,7 @@ impl Pool {
             self.env.unsynced.drop_before(noted);
         }
         self.note_maps();
+        self.settle_synced();
         let committed = self.env.store.committed();
         if let Err(error) = self.env.store.sync(committed) {
             first_error.get_or_insert(error);
@@ -144,9 +147,34 @@ impl Pool {
             State::Plain(plain) => plain.check_latch().is_err(),
             State::Broken { .. } => false,
         };
-        if !latched && !volume.is_dirty() {
+        if !latched && volume.is_settled() {
             self.tables.lock().unsettled.remove(&volume.serial);
+            if !volume.is_settled() {
+                // Whoever changed it meanwhile wanted it kept, perhaps before it was removed here.
+                self.keep_unsettled(volume);
+            }
         }
+    }
+
+    /// Keeps a volume in memory until it is durable, unless it has been removed.
+    pub(super) fn keep_unsettled(&self, volume: &Arc<Volume>) {
+        let id = match &*volume.gate().read() {
+            State::Overlay(overlay) => Some(overlay.id),
+            State::Plain(_) => None,
+            State::Broken { .. } => return,
+        };
+        let mut tables = self.tables.lock();
+        if id.is_none_or(|id| self.env.store.catalogue().volume(id).is_some()) {
+            tables.unsettled.insert(volume.serial, volume.clone());
+        }
+    }
+
+    /// The same for those that somebody else has synced since they were kept.
+    fn settle_synced(&self) {
+        let kept: Vec<Arc<Volume>> = self.tables.lock().unsettled.values().cloned().collect();
+        let unnoted = |state: &State| matches!(state, State::Overlay(overlay) if overlay.top.map_unnoted());
+        let done = |volume: &&Arc<Volume>| volume.is_settled() && !unnoted(&volume.gate().read());
+        kept.iter().filter(done).for_each(|volume| self.settle(volume));
     }
 
     /// Whether a stub's link is where it must be; for checks.

@@ -19,6 +19,8 @@ pub trait Hooks: Send + Sync {
     fn before_change(&self, volume: &Arc<Volume>) -> Result<()>;
     /// The last handle was closed.
     fn closed(&self, volume: &Arc<Volume>);
+    /// A sync has failed: that, and what is not durable, must outlive whoever holds the volume.
+    fn sync_failed(&self, volume: &Arc<Volume>);
     /// Something that background work may wait for has changed.
     fn wake(&self);
     /// There are no descriptors left: closes what can be closed after a sync.

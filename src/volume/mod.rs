@@ -23,7 +23,7 @@ use crate::sync::{Mutex, RwLock, RwLockWriteGuard};
 use crate::error::{Context, Error, Kind, Result};
 use crate::io::{FileKey, FileRef, SetTime, Timestamp, Whence};
 pub use env::{Env, Foreground, Hooks};
-use overlay::{Overlay, punch};
+use overlay::{Debts, Overlay, punch};
 pub use pinned::Pinned;
 use plain::Plain;
 
@@ -399,12 +399,23 @@ impl Volume {
 
     /// Makes contents and size durable, and the name of a new clone too. The gate is held only for a look, so that a
     /// clone never waits for a sync.
-    pub fn sync(&self, data_only: bool) -> Result<()> {
-        self.sync_as(data_only, false)
+    pub fn sync(self: &Arc<Self>, data_only: bool) -> Result<()> {
+        self.sync_as(data_only, None)
     }
 
-    /// The same; with `names_synced`, all names that existed before the call are known to be durable.
-    pub fn sync_as(&self, data_only: bool, names_synced: bool) -> Result<()> {
+    /// The same after a sync of the whole filesystem: what `names` of the volume owed before that, names included, is
+    /// paid. It can be another volume by now, with names of its own.
+    pub fn sync_as(self: &Arc<Self>, data_only: bool, names: Option<&Arc<Debts>>) -> Result<()> {
+        let synced = self.sync_once(data_only, names);
+        if synced.is_err()
+            && let Ok(hooks) = self.env.hooks()
+        {
+            hooks.sync_failed(self);
+        }
+        synced
+    }
+
+    fn sync_once(&self, data_only: bool, names: Option<&Arc<Debts>>) -> Result<()> {
         let gate = self.gate.read();
         match &*gate {
             State::Plain(plain) => {
@@ -415,11 +426,20 @@ impl Volume {
             State::Overlay(overlay) => {
                 self.flush_mtime(overlay);
                 let (syncing, stub) = (overlay.syncing(), overlay.stub.clone());
+                let names_synced = names.is_some_and(|debts| Arc::ptr_eq(debts, &overlay.debts));
                 drop(gate);
                 let stub_synced = syncing.run(self.env.fs.as_ref(), &self.env.store, names_synced)?;
                 if data_only || stub_synced { Ok(()) } else { stub.sync_all().context("sync stub", self.path()) }
             }
             State::Broken { why, .. } => Err(Volume::broken(why)),
+        }
+    }
+
+    /// What an overlay has to make durable besides its own layer, for [`Volume::sync_as`].
+    pub fn debts(&self) -> Option<Arc<Debts>> {
+        match &*self.gate.read() {
+            State::Overlay(overlay) => Some(overlay.debts.clone()),
+            _ => None,
         }
     }
 

@@ -1,9 +1,15 @@
 //! A sync that failed once: the kernel tells it one caller, and then takes the lost pages for clean.
 
 use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use clonefs::pool::CloneOptions;
+use clonefs::store::STUBS;
+use clonefs::volume::Volume;
 
 use crate::hooks::Call;
-use crate::world::{BLOCK, World, filled};
+
+use crate::world::{BLOCK, World, filled, read};
 
 /// File and layer each remembered their own failure: the clone, which reads the same file, was told that it is durable.
 #[test]
@@ -49,4 +55,94 @@ fn a_write_during_the_freeze_for_a_clone_is_made_durable_by_the_next_sync() {
         assert!(volume.sync(true).is_err(), "the file that holds the write is not synced");
         failure.sprung();
     }
+}
+
+/// A flush of many files syncs the whole filesystem first. A file that became a clone after that passed for one whose
+/// name was durable: no later sync of it made it so, and a power cut took away what had been synced.
+#[test]
+fn the_name_of_a_clone_that_is_made_during_a_flush_becomes_durable_with_its_next_sync() {
+    let world = World::new();
+    let others: Vec<_> = (0..9).map(|n| world.create_with(&format!("other{n}"), &filled(1, 1))).collect();
+    let source = world.create_with("source", &filled(2, 1));
+    // As `cp` leaves a file that there was.
+    let target = world.create_with("target", &filled(1, 1));
+    target.set_size(0).unwrap();
+    let stubs = |call: &Call<'_>| matches!(call, Call::SyncDir(path) if *path == Path::new(STUBS));
+    let failure = Arc::new(Mutex::new(None));
+    let (pool, from, to) = (world.pool.clone(), source.clone(), target.clone());
+    let (hooks, laid) = (world.hooks.clone(), failure.clone());
+    let cloned = world.hooks.meanwhile(
+        |call| matches!(call, Call::SyncedFs),
+        move || {
+            pool.clone_volume(&from, &to, &CloneOptions::default()).unwrap();
+            *laid.lock().unwrap() = Some(hooks.fail(stubs, libc::EIO));
+        },
+    );
+    let flushed = world.pool.flush();
+    cloned.join();
+    target.write(0, &filled(1, 7)).unwrap();
+    assert!(flushed.and_then(|()| target.sync(true)).is_err(), "its name is in a directory that nobody syncs");
+    failure.lock().unwrap().take().unwrap().sprung();
+    drop(others);
+}
+
+/// Syncs a volume that nobody else holds.
+type SyncIt = fn(&World, Arc<Volume>) -> bool;
+
+const SYNCS: [SyncIt; 2] = [|world, _volume| world.pool.flush().is_ok(), |_world, volume| volume.sync(true).is_ok()];
+
+fn is_map(call: &Call<'_>) -> bool {
+    let (Call::Sync(path) | Call::Write(path)) = call else { return false };
+    path.extension().is_some_and(|extension| extension == "map")
+}
+
+/// While a sync is under way nothing counts as written since; a volume that was closed then was not kept, and when the
+/// sync failed, nobody knew of what had been written to it, nor that the sync had failed.
+#[test]
+fn what_is_closed_during_a_sync_that_fails_is_not_forgotten() {
+    for sync in SYNCS {
+        for errno in [libc::EIO, libc::ENOSPC] {
+            let world = World::new();
+            let source = world.create_with("source", &filled(2, 1));
+            let clone = world.clone_of(&source, "clone");
+            world.pool.flush().unwrap();
+            clone.open_handle(true);
+            clone.write(0, &filled(1, 7)).unwrap();
+            let guest = clone.clone();
+            let closed = world.hooks.fail_meanwhile(is_map, errno, move || guest.close_handle(true));
+            assert!(!sync(&world, clone));
+            closed.sprung();
+            let clone = world.volume("clone");
+            assert!(read(&clone, 0, 4096) == filled(1, 7), "what was written is gone");
+            assert_eq!(clone.sync(true).is_ok(), errno == libc::ENOSPC);
+        }
+    }
+}
+
+#[test]
+fn a_failed_sync_of_a_file_that_is_closed_meanwhile_is_not_forgotten() {
+    for sync in SYNCS {
+        let world = World::new();
+        let file = world.create_with("file", &filled(2, 1));
+        file.open_handle(true);
+        let guest = file.clone();
+        let data = |call: &Call<'_>| matches!(call, Call::Sync(path) if *path == Path::new("file"));
+        let closed = world.hooks.fail_meanwhile(data, libc::EIO, move || guest.close_handle(true));
+        assert!(!sync(&world, file));
+        closed.sprung();
+        assert!(world.volume("file").sync(true).is_err(), "a sync after the failure calls the lost bytes durable");
+    }
+}
+
+/// A clone that was synced by whoever made it, and not by the pool, was kept with its descriptor for good.
+#[test]
+fn a_clone_that_was_synced_is_not_kept() {
+    let world = World::new();
+    let source = world.create_with("source", &filled(2, 1));
+    let clone = world.clone_of(&source, "clone");
+    clone.sync(false).unwrap();
+    world.pool.flush().unwrap();
+    let kept = Arc::downgrade(&clone);
+    drop(clone);
+    assert!(kept.upgrade().is_none());
 }

@@ -15,6 +15,8 @@ pub enum Call<'a> {
     Allocate(&'a Path),
     Sync(&'a Path),
     SyncDir(&'a Path),
+    /// The whole filesystem has just been synced.
+    SyncedFs,
 }
 
 /// Tells the call that a trap waits for from others.
@@ -75,11 +77,25 @@ impl Hooks {
 
     /// Before the first call that is `which`, `work` begins on a thread of its own, see [`begin`].
     pub fn meanwhile(self: &Arc<Self>, which: Which, work: impl FnOnce() + Send + 'static) -> Trap {
+        self.meanwhile_then(which, work, Ok(()))
+    }
+
+    /// The same, and the call fails with `errno`.
+    pub fn fail_meanwhile(self: &Arc<Self>, which: Which, errno: i32, work: impl FnOnce() + Send + 'static) -> Trap {
+        self.meanwhile_then(which, work, Err(io::Error::from_raw_os_error(errno)))
+    }
+
+    fn meanwhile_then(
+        self: &Arc<Self>,
+        which: Which,
+        work: impl FnOnce() + Send + 'static,
+        result: io::Result<()>,
+    ) -> Trap {
         let begun: Arc<Mutex<Option<JoinHandle<()>>>> = Arc::default();
         let trap = Trap { hooks: self.clone(), begun: begun.clone() };
         self.arm(which, move || {
             *begun.lock().unwrap() = Some(begin(work));
-            Ok(())
+            result
         });
         trap
     }
@@ -94,6 +110,11 @@ impl Trap {
     /// The call must have come; waits for what began with it.
     pub fn sprung(self) {
         assert!(self.is_sprung(), "the call that the trap waits for never came");
+        self.join();
+    }
+
+    /// The same where another trap was laid by what began.
+    pub fn join(self) {
         if let Some(thread) = self.begun.lock().unwrap().take() {
             thread.join().expect("what was done meanwhile");
         }
@@ -180,7 +201,8 @@ impl Fs for HookedFs {
         self.host.link(from, to)
     }
     fn sync_fs(&self) -> io::Result<()> {
-        self.host.sync_fs()
+        self.host.sync_fs()?;
+        self.hooks.call(Call::SyncedFs)
     }
     fn chmod(&self, path: &Path, mode: u32) -> io::Result<()> {
         self.host.chmod(path, mode)
