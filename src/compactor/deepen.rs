@@ -152,6 +152,7 @@ fn fill_slice(
         most: pace.step(pool),
         share: pool.can_share() && record.deepening != Deepening::Physical && !pool.options().physical,
         trust_holes: pool.trusts_holes(),
+        allocate: pool.fills_holes_in_turn(),
     };
     let by_heat = pool.order_of(record) == Order::Hot;
     let (mut from, mut copied) = (0, 0);

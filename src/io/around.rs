@@ -24,10 +24,15 @@ pub struct Around {
 }
 
 impl Around {
+    /// Whether memory has room for all of the file.
+    pub fn fits(&self, file: BorrowedFd) -> bool {
+        *self.fits.get_or_init(|| fits(file))
+    }
+
     /// Before a read through the page cache. Reads all of `buf` if that is there already; else has the disk read what is
     /// around it, and returns `false`.
     pub fn read(&self, file: BorrowedFd, buf: &mut [u8], offset: u64) -> bool {
-        if buf.len() as u64 >= AROUND || !*self.fits.get_or_init(|| fits(file)) {
+        if buf.len() as u64 >= AROUND || !self.fits(file) {
             return false;
         }
         if read_cached(file, buf, offset).is_ok_and(|read| read == buf.len()) {
@@ -56,6 +61,14 @@ fn fits(file: BorrowedFd) -> bool {
     // SAFETY: `memory` is ours to fill.
     let known = unsafe { libc::sysinfo(&raw mut memory) } == 0;
     known && stat.blocks * 512 <= memory.totalram * u64::from(memory.mem_unit) / PART
+}
+
+#[cfg(test)]
+impl Around {
+    /// For a file that memory has no room for.
+    pub fn too_large() -> Around {
+        Around { fits: OnceLock::from(false) }
+    }
 }
 
 #[cfg(test)]

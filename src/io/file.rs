@@ -12,6 +12,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 
+/// So many bytes ahead the disk is told what will be read by somebody who reads a whole file.
+const AHEAD: u64 = 8 << 20;
+
 /// An open file of a [`super::HostFs`].
 pub struct HostFile {
     fd: OwnedFd,
@@ -61,9 +64,15 @@ impl File for HostFile {
         Ok(())
     }
 
-    fn will_need(&self, offset: u64, len: u64) {
+    fn read_through(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        if !self.around.fits(self.fd.as_fd()) {
+            return self.read_direct(buf, offset);
+        }
+        let read = self.read_at(buf, offset)?;
+        let next = offset + buf.len() as u64 + AHEAD;
         // SAFETY: the descriptor is open; the call reads nothing of ours.
-        unsafe { libc::posix_fadvise(self.raw(), offset as i64, len as i64, libc::POSIX_FADV_WILLNEED) };
+        unsafe { libc::posix_fadvise(self.raw(), next as i64, buf.len() as i64, libc::POSIX_FADV_WILLNEED) };
+        Ok(read)
     }
 
     fn read_around(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -199,5 +208,31 @@ impl File for HostFile {
 impl AsFd for HostFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_read_through_is_the_same_with_and_without_room_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let bytes: Vec<u8> = (0..300_001u32).map(|i| (i * 7 % 251) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let root = Arc::new(OwnedFd::from(std::fs::File::open("/").unwrap()));
+        let mut file = HostFile::new(std::fs::File::open(&path).unwrap().into(), root);
+        for around in [Around::default(), Around::too_large()] {
+            file.around = around;
+            let mut room = Vec::new();
+            let mut found = Vec::new();
+            while let buf = super::super::aligned(&mut room, 65_536)
+                && let read @ 1.. = file.read_through(buf, found.len() as u64).unwrap()
+            {
+                found.extend_from_slice(&buf[..read]);
+            }
+            assert!(found == bytes, "{} bytes", found.len());
+        }
     }
 }

@@ -107,8 +107,11 @@ pub trait File: Send + Sync + 'static {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all of `data`, or fails (some of it may then have been written).
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
-    /// Begins to read a range into the page cache, for somebody who will want it soon; only a hint.
-    fn will_need(&self, _offset: u64, _len: u64) {}
+    /// As [`File::read_at`], for somebody who reads the whole file once, in order: the disk reads what comes next
+    /// meanwhile, and what others have in the page cache is not driven out by a file that memory has no room for.
+    fn read_through(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_at(buf, offset)
+    }
     /// As [`File::read_at`], for what others will read too: what is around it may come into the page cache with it.
     fn read_around(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.read_at(buf, offset)

@@ -192,6 +192,12 @@ impl Layer {
         self.read_with(offset, buf, |data, buf| data.read_around(buf, offset))
     }
 
+    /// The same for somebody who reads all of it once, in order.
+    pub fn read_through(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.check_sound(offset / BLOCK, blocks(offset + buf.len() as u64))?;
+        self.read_with(offset, buf, |data, buf| data.read_through(buf, offset))
+    }
+
     /// The same past the page cache, for a layer that one volume alone reads.
     pub fn read_direct(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.check_sound(offset / BLOCK, blocks(offset + buf.len() as u64))?;

@@ -153,6 +153,8 @@ pub struct Pool {
     cannot_clone: OnceLock<String>,
     /// The backing filesystem is one whose SEEK_DATA was never seen to miss data of a file that is not written (R12).
     trusts_holes: bool,
+    /// The backing filesystem lets direct writes into a hole of one file go one after another.
+    fills_holes_in_turn: bool,
     /// Blocks can be shared between files of the backing filesystem.
     reflink: OnceLock<bool>,
     jobs: Mutex<HashMap<Id, report::Job>>,
@@ -211,6 +213,7 @@ impl Pool {
             rate,
             cannot_clone: OnceLock::new(),
             trusts_holes,
+            fills_holes_in_turn: backing.type_name() == "ext4",
             reflink: OnceLock::new(),
             jobs: Mutex::default(),
             failures: Mutex::default(),
@@ -277,6 +280,11 @@ impl Pool {
     /// Whether the backing filesystem tells holes of a file reliably.
     pub fn trusts_holes(&self) -> bool {
         self.trusts_holes
+    }
+
+    /// Whether direct writes into a hole of one file go one after another, so that it is better allocated first.
+    pub fn fills_holes_in_turn(&self) -> bool {
+        self.fills_holes_in_turn
     }
 
     /// To be called before a volume gets one more name: a plain file with clones becomes an overlay first, as a file

@@ -34,15 +34,14 @@ pub struct Filling {
     pub share: bool,
     /// The filesystem tells holes of a file that does not change reliably (R12 has the ones that do not).
     pub trust_holes: bool,
+    /// Allocate room before each write: the filesystem lets direct writes into a hole go one after another.
+    pub allocate: bool,
 }
 
 /// Blocks looked at in one step: 256 MiB.
 const CHUNK: u64 = 1 << 16;
 /// Blocks read at once: 1 MiB.
 const PIECE: u64 = 256;
-/// So many blocks ahead the disk is told what will be read.
-const AHEAD: u64 = 8 * PIECE;
-
 /// So many pieces are copied at the same time: one is read while another is written, and one more.
 const COPIERS: usize = 3;
 
@@ -102,7 +101,7 @@ impl Overlay {
         let _held = self.ranges.lock(run.clone());
         let mut filled = Filled { next: Some(run.end), ..Filled::default() };
         let pieces = self.fill_without_copying(run, how, &mut filled)?;
-        self.copy_pieces(&pieces)?;
+        self.copy_pieces(&pieces, how)?;
         Ok(filled)
     }
 
@@ -169,27 +168,23 @@ impl Overlay {
     }
 
     /// Copies all of them, several at a time where that is of use. After an error those that were copied are present.
-    fn copy_pieces(&self, pieces: &[Piece]) -> Result<()> {
+    fn copy_pieces(&self, pieces: &[Piece], how: &Filling) -> Result<()> {
         let failed = Mutex::new(None);
         self.top.fs().each(COPIERS, pieces.len(), &|index| {
             let failed_before = failed.lock().is_some();
-            if !failed_before && let Err(error) = self.copy_piece(&pieces[index]) {
+            if !failed_before && let Err(error) = self.copy_piece(&pieces[index], how) {
                 failed.lock().get_or_insert(error);
             }
         });
         failed.into_inner().map_or(Ok(()), Err)
     }
 
-    fn copy_piece(&self, Piece { layer, blocks }: &Piece) -> Result<()> {
+    fn copy_piece(&self, Piece { layer, blocks }: &Piece, how: &Filling) -> Result<()> {
         let (start, len) = (blocks.start * BLOCK, self.bytes_of(blocks));
         let mut room = ROOM.take();
         let bytes = aligned(&mut room, len as usize);
-        layer.read(start, bytes)?;
-        // The disk reads what comes next while this is written.
-        if let Some(data) = layer.data()? {
-            data.will_need((blocks.end + AHEAD) * BLOCK, PIECE * BLOCK);
-        }
-        self.put_filled(start, bytes)?;
+        layer.read_through(start, bytes)?;
+        self.put_filled(start, bytes, how)?;
         ROOM.set(room);
         self.top.mark(blocks.start, blocks.end);
         Ok(())
@@ -197,7 +192,7 @@ impl Overlay {
 
     /// Writes what was read from the parent: data past the page cache, as nobody has asked for it and the next sync
     /// then has little left to do; zeros as holes.
-    fn put_filled(&self, start: u64, bytes: &[u8]) -> Result<()> {
+    fn put_filled(&self, start: u64, bytes: &[u8], how: &Filling) -> Result<()> {
         let file = self.top.data_for_writing()?;
         let path = || data_path(self.top.file_id());
         let mut at = 0;
@@ -212,6 +207,10 @@ impl Overlay {
             if kind {
                 punch(&file, offset, ((to - at) as u64).next_multiple_of(BLOCK)).context("punch layer data", path())?;
             } else {
+                if how.allocate {
+                    // Where it fails, the write says what is wrong, or does without.
+                    drop(file.allocate(libc::FALLOC_FL_KEEP_SIZE, offset, (to - at) as u64));
+                }
                 file.write_direct(&bytes[at..to], offset).context("write layer data", path())?;
             }
             at = to;

@@ -105,7 +105,7 @@ pub fn look(pool: &Arc<Pool>) -> Outcome<Found> {
 
 /// One step of deepening, of `most` bytes.
 pub fn fill(pool: &Pool, volume: &Arc<Volume>, most: u64) -> clonefs::error::Result<bool> {
-    let how = Filling { most, share: pool.can_share(), trust_holes: pool.trusts_holes() };
+    let how = Filling { most, share: pool.can_share(), trust_holes: pool.trusts_holes(), allocate: true };
     let filled = {
         let gate = volume.gate().read();
         let State::Overlay(overlay) = &*gate else { return Ok(true) };

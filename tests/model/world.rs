@@ -267,7 +267,7 @@ impl World {
         let trust_holes = self.pool().trusts_holes();
         let gate = volume.gate().read();
         if let State::Overlay(overlay) = &*gate {
-            overlay.fill_absent(0, &Filling { most, share: false, trust_holes }).map_err(text)?;
+            overlay.fill_absent(0, &Filling { most, share: false, trust_holes, allocate: true }).map_err(text)?;
         }
         Ok(())
     }
