@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::pool::Pool;
 
-/// Bytes copied between two looks at the clock, while nobody else reads or writes.
-const STEP: u64 = 8 << 20;
+/// Bytes copied between two looks at the clock, while nobody else reads or writes. Those who copy pieces of it at the same
+/// time wait for the last one of them: the more of them there are, the less that counts.
+const STEP: u64 = 24 << 20;
 /// The same beside others.
 const SMALL_STEP: u64 = 1 << 20;
 /// The least, however low the limit.
