@@ -28,7 +28,8 @@ use crate::layer::Layer;
 use crate::store::record::{Change, VolumeRecord};
 use crate::store::{STUBS, new_id, stub_path};
 use crate::units::{Id, blocks};
-use crate::volume::overlay::{Overlay, firm_stamp};
+use crate::volume::overlay::Overlay;
+use crate::volume::syncing::firm_stamp;
 use crate::volume::{Pinned, State, Volume};
 
 /// One clone of a group.

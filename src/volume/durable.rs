@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::overlay::{Debts, Overlay};
+use super::overlay::Overlay;
+use super::syncing::Debts;
 use super::{State, Volume};
 use crate::error::{Context, Result};
 use crate::io::{SetTime, Timestamp};

@@ -14,6 +14,7 @@ pub mod overlay;
 pub mod pinned;
 pub mod plain;
 pub mod ranges;
+pub mod syncing;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
