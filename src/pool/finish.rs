@@ -82,7 +82,7 @@ impl Pool {
             return Ok(outcome);
         }
         self.events.tell(Event::new(What::Deepened, volume.path()));
-        self.forget_finished(volume, id, file, old)?;
+        self.forget_finished(volume, id, file, old).inspect_err(|_| self.keep_unsettled(volume))?;
         Ok(Finished::Plain)
     }
 
@@ -135,6 +135,9 @@ impl Pool {
         let path = volume.path();
         let parent = path.parent().unwrap_or(Path::new(""));
         self.env.fs.sync_dir(parent).context("sync directory", parent)?;
+        if let State::Plain(plain) = &*volume.gate().read() {
+            plain.durability.directory.lock().take_if(|owed| owed == parent);
+        }
         self.env.fs.sync_dir(Path::new(LAYERS)).context("sync layers directory", LAYERS)?;
         let number = {
             let _ops = self.ops.lock();

@@ -61,8 +61,8 @@ impl Pool {
         volume.settle_mtime();
         let id = match &*volume.gate().read() {
             State::Overlay(overlay) => overlay.id,
-            State::Plain(plain) if plain.check_latch().is_err() => {
-                // The failure must outlive the handle: the file would look clean to the next one (R14).
+            State::Plain(plain) if plain.check_latch().is_err() || plain.owes_name() => {
+                // That must outlive the handle: the file would look clean to the next one (R14).
                 self.tables.lock().unsettled.insert(volume.serial, volume.clone());
                 return;
             }

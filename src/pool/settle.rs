@@ -75,10 +75,11 @@ impl Pool {
             self.env.unsynced.drop_before(noted);
         }
         self.note_maps();
-        self.settle_synced();
         let committed = self.env.store.committed();
-        if let Err(error) = self.env.store.sync(committed) {
-            first_error.get_or_insert(error);
+        match self.env.store.sync(committed) {
+            // From here on no volume owes a commit either.
+            Ok(()) => self.settle_synced(),
+            Err(error) => drop(first_error.get_or_insert(error)),
         }
         if self.env.store.checkpoint_due() {
             self.env.store.checkpoint()?;

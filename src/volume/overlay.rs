@@ -325,7 +325,8 @@ impl Overlay {
     /// Whether something is not durable.
     pub fn is_dirty(&self) -> bool {
         let debts = &self.debts;
-        self.top.is_dirty() || debts.names_dirty.load(Ordering::Acquire) || !debts.pending.lock().is_empty()
+        let owed = !debts.pending.lock().is_empty() || debts.directory.lock().is_some();
+        owed || self.top.is_dirty() || debts.names_dirty.load(Ordering::Acquire)
     }
 }
 

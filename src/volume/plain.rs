@@ -67,9 +67,14 @@ impl Plain {
         self.durability.dirty.store(true, Ordering::Release);
     }
 
-    /// Whether something was written since the last sync.
+    /// Whether something was written since the last sync, or its name is not durable.
     pub fn is_dirty(&self) -> bool {
-        self.durability.dirty.load(Ordering::Acquire)
+        self.durability.dirty.load(Ordering::Acquire) || self.owes_name()
+    }
+
+    /// Whether its name is not durable yet.
+    pub fn owes_name(&self) -> bool {
+        self.durability.directory.lock().is_some()
     }
 
     /// The error to give while a sync has failed.

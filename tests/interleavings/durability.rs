@@ -146,3 +146,37 @@ fn a_clone_that_was_synced_is_not_kept() {
     drop(clone);
     assert!(kept.upgrade().is_none());
 }
+
+fn of_the_tree(call: &Call<'_>) -> bool {
+    matches!(call, Call::SyncDir(path) if path.as_os_str().is_empty())
+}
+
+/// The directory in which a stub, or a finished file, has taken the place of the other could not be synced: a sync after
+/// that must make good for it, also once nobody has held the volume for a while.
+#[test]
+fn a_directory_that_could_not_be_synced_is_owed_until_it_is() {
+    for finish in [false, true] {
+        let world = World::new();
+        let source = world.create_with("source", &filled(2, 1));
+        let clone = world.clone_of(&source, "clone");
+        world.pool.flush().unwrap();
+        let failure = world.hooks.fail(of_the_tree, libc::EIO);
+        let name = if finish {
+            clone.write(0, &filled(2, 7)).unwrap();
+            assert!(world.pool.finish(&clone).is_err());
+            "clone"
+        } else {
+            assert!(source.write(0, &filled(1, 7)).is_err());
+            "source"
+        };
+        failure.sprung();
+        drop((source, clone));
+        let again = world.hooks.fail(of_the_tree, libc::EIO);
+        let flushed = world.pool.flush();
+        let volume = world.volume(name);
+        volume.write(0, &filled(1, 8)).unwrap();
+        assert!(flushed.and_then(|()| volume.sync(true)).is_err(), "nobody syncs the directory of {name}");
+        again.sprung();
+        world.pool.flush().unwrap();
+    }
+}
