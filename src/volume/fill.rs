@@ -154,6 +154,8 @@ impl Overlay {
         if let Some(hole) = data.filter(|_| how.trust_holes).and_then(|data| hole_end(&data, range.start * BLOCK)) {
             let end = (hole / BLOCK).min(range.end);
             if end > range.start {
+                // It can be data that the disk has lost.
+                layer.check_sound(range.start, end)?;
                 return self.fill_zero(range.start..end);
             }
         }

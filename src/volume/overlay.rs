@@ -367,6 +367,10 @@ pub fn seek_segments(
                 Owner::Zero => (whence == Whence::Hole).then_some(from),
                 Owner::Layer(layer) => match layer.data()? {
                     None => (whence == Whence::Hole).then_some(from),
+                    // A hole there can be data that the disk has lost: whoever reads it is told.
+                    Some(_) if layer.check_sound(segment.blocks.start, segment.blocks.end).is_err() => {
+                        (whence == Whence::Data).then_some(from)
+                    }
                     Some(data) => match data.seek(from, whence) {
                         Ok(pos) if pos < end => Some(pos.max(from)),
                         Ok(_) => None,

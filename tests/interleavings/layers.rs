@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use clonefs::io::{Open, Whence};
 use clonefs::layer::{Layer, close_idle};
 use clonefs::pool::CloneOptions;
-use clonefs::store::{LAYERS, STUBS, map_path};
+use clonefs::store::{LAYERS, STUBS, data_path, map_path};
 use clonefs::units::Id;
+use clonefs::volume::fill::Filling;
 use clonefs::volume::{State, Volume};
 
 use crate::hooks::Call;
@@ -187,4 +189,37 @@ fn a_layer_that_adopts_while_it_is_compared_is_not_damaged() {
             assert!(read(&leaf, 0, 4096) == filled(1, 7) && read(&leaf, SIZE - BLOCK, 4096) == filled(1, 2));
         }
     }
+}
+
+/// Where a disk had lost data, and a scrub had found that out, a hole was taken for zeros without a look at what the scrub
+/// had found: deepening made them the clone's own, and who copies what is no hole left them out.
+#[test]
+fn a_hole_in_a_damaged_piece_is_not_zeros() {
+    let world = World::new();
+    let source = world.create_with("source", &filled(600, 1));
+    let clone = world.clone_of(&source, "clone");
+    source.write(0, &filled(1, 2)).unwrap();
+    let scrub = || {
+        world.pool.begin_scrub();
+        while world.pool.scrub_turn() {}
+        world.pool.scrub_status().unwrap().damaged.len()
+    };
+    assert_eq!(scrub(), 0);
+    let layer = world.pool.store().catalogue().layers().next().unwrap().file;
+    let file = world.fs.open(&data_path(layer), Open::Write).unwrap();
+    // The first blocks of the second piece.
+    let lost = 256 * BLOCK;
+    file.allocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, lost, 10 * BLOCK).unwrap();
+    assert_eq!(scrub(), 1);
+    assert!(clone.read(lost, &mut [0; 512]).is_err());
+    assert_eq!(clone.seek(lost, Whence::Data).unwrap(), lost, "who reads only data must hear of it");
+    assert_eq!(clone.seek(lost, Whence::Hole).unwrap(), 600 * BLOCK);
+    for trust_holes in [true, false] {
+        let how = Filling { most: 16 << 20, share: false, trust_holes, allocate: false };
+        let State::Overlay(overlay) = &*clone.gate().read() else { panic!("no overlay") };
+        assert!(overlay.fill_absent(256, &how).is_err());
+        assert!(!overlay.top.has(256));
+    }
+    assert!(clone.read(lost, &mut [0; 512]).is_err());
+    assert!(read(&clone, 0, 4096) == filled(1, 1));
 }
