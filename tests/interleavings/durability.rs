@@ -159,10 +159,11 @@ fn a_directory_that_could_not_be_synced_is_owed_until_it_is() {
         let world = World::new();
         let source = world.create_with("source", &filled(2, 1));
         let clone = world.clone_of(&source, "clone");
+        clone.write(0, &filled(2, 7)).unwrap();
+        // From here on the pool keeps neither of them.
         world.pool.flush().unwrap();
         let failure = world.hooks.fail(of_the_tree, libc::EIO);
         let name = if finish {
-            clone.write(0, &filled(2, 7)).unwrap();
             assert!(world.pool.finish(&clone).is_err());
             "clone"
         } else {
