@@ -2,7 +2,7 @@
 
 use super::File;
 use super::around::Around;
-use super::direct::Direct;
+use super::direct::{Direct, tells_cached};
 use super::sole;
 use super::sys::{c_name, fstat, grow_buffer, proc_path, retry, split_names, timespec};
 use super::types::{SetTime, Stat, Whence};
@@ -65,7 +65,8 @@ impl File for HostFile {
     }
 
     fn read_through(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        if !self.around.fits(self.fd.as_fd()) {
+        // What could not be written out is only in the cache, and must be read from there.
+        if !self.around.fits(self.fd.as_fd()) && tells_cached().is_ok() {
             return self.read_direct(buf, offset);
         }
         let read = self.read_at(buf, offset)?;

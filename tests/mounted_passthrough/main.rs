@@ -1,5 +1,5 @@
-//! Opens that go past the daemon (`-o passthrough=...`): they never meet one that the kernel refuses beside them, and no clone
-//! misses a write that went past.
+//! Opens that go past the daemon (`-o passthrough=...`): they never meet one that the kernel refuses beside them, and no
+//! clone misses a write that went past.
 
 mod clones;
 mod fixture;
