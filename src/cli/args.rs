@@ -98,7 +98,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = examples::MOUNT)]
 pub struct MountArgs {
-    /// Directory with the images
+    /// Directory with the images, as a path or as the mount table shows it (clonefs:/srv/images)
     #[arg(value_hint = ValueHint::DirPath)]
     pub pool: PathBuf,
     /// Where to mount it; over the pool itself when left out
