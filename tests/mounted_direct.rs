@@ -155,7 +155,8 @@ impl FullDisk {
 impl Drop for FullDisk {
     fn drop(&mut self) {
         for place in ["inner", "outer"] {
-            let _ = Command::new("umount").arg(self.0.path().join(place)).status();
+            // Lazily: the loop device is given up a moment after its mount, and holds the outer one until then.
+            let _ = Command::new("umount").arg("--lazy").arg(self.0.path().join(place)).status();
         }
     }
 }
