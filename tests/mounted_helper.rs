@@ -34,6 +34,11 @@ for type in clonefs fuse.clonefs; do
     gone "$PLACE/mnt"
 done
 
+# The mount table shows what it is told to.
+mount -t clonefs -o fsname=images "$POOL" "$PLACE/mnt"
+test "$(findmnt -n -o SOURCE "$PLACE/mnt")" = images
+umount "$PLACE/mnt"
+
 # What is asked for is granted: nothing but reading, and no privileges from the files.
 mount -t clonefs -o ro,nosuid,nodev "$POOL" "$PLACE/mnt"
 options "$PLACE/mnt" | grep -w ro

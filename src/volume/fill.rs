@@ -120,13 +120,14 @@ impl Overlay {
                         filled.next = Some(rest.start);
                         return Ok(pieces);
                     }
+                    let listed = pieces.len();
                     let done = match &segment.owner {
                         Owner::Zero => self.fill_zero(rest.clone())?,
                         Owner::Layer(layer) => self.fill_from(layer, &rest, how, &mut pieces)?,
                     };
                     filled.blocks += done - rest.start;
                     rest.start = done;
-                    filled.copied = pieces.iter().map(|piece| self.bytes_of(&piece.blocks)).sum();
+                    filled.copied += pieces[listed..].iter().map(|piece| self.bytes_of(&piece.blocks)).sum::<u64>();
                 }
             }
         }

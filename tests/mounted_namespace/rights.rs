@@ -19,16 +19,22 @@ fn set_umask(mask: u32) {
     }
 }
 
+/// Two directories that everybody may make files in; what is made in the second one belongs to group 77.
+fn plain_and_shared(pool: &support::Pool) -> (PathBuf, PathBuf) {
+    let (plain, shared) = (pool.at("plain"), pool.at("shared"));
+    for directory in [&plain, &shared] {
+        fs::create_dir(directory).unwrap();
+    }
+    set_mode(&plain, 0o777);
+    chown(&shared, Some(0), Some(77)).unwrap();
+    set_mode(&shared, 0o2777);
+    (plain, shared)
+}
+
 #[test]
 fn new_files_belong_to_who_makes_them() {
     on_each_filesystem(|pool| {
-        let (plain, shared) = (pool.at("plain"), pool.at("shared"));
-        for directory in [&plain, &shared] {
-            fs::create_dir(directory).unwrap();
-        }
-        set_mode(&plain, 0o777);
-        chown(&shared, Some(0), Some(77)).unwrap();
-        set_mode(&shared, 0o2777);
+        let (plain, shared) = plain_and_shared(pool);
         for (directory, group, bit) in [(&plain, 1234, 0), (&shared, 77, 0o2000)] {
             as_user(1234, 1234, || {
                 set_umask(0o027);
@@ -50,13 +56,7 @@ fn new_files_belong_to_who_makes_them() {
 #[test]
 fn setuid_and_setgid_at_creation_are_kept_as_the_kernel_would() {
     on(&[Backing::Ext4, Backing::Xfs], |pool| {
-        let (plain, shared) = (pool.at("plain"), pool.at("shared"));
-        for directory in [&plain, &shared] {
-            fs::create_dir(directory).unwrap();
-        }
-        set_mode(&plain, 0o777);
-        chown(&shared, Some(0), Some(77)).unwrap();
-        set_mode(&shared, 0o2777);
+        let (plain, shared) = plain_and_shared(pool);
         let make = |path: PathBuf| {
             set_umask(0);
             fs::OpenOptions::new().write(true).create_new(true).mode(0o6755).open(path).unwrap();
