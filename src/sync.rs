@@ -5,7 +5,7 @@
 //! What lives longer than a pool (statics) does not use this module.
 
 #[cfg(not(shuttle))]
-pub use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+pub use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 #[cfg(not(shuttle))]
 pub use std::sync::atomic;
 
@@ -14,7 +14,7 @@ pub use scheduled::Condvar;
 #[cfg(shuttle)]
 pub use shuttle::sync::atomic;
 #[cfg(shuttle)]
-pub use shuttle_parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+pub use shuttle_parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 #[cfg(shuttle)]
 mod scheduled {

@@ -41,8 +41,11 @@ impl Pool {
         // A plain file in the tree is still the user's: two names mean that one of them is. And one that was deleted
         // while somebody has it open, or is about to clone it, is theirs until they let go.
         let Ok(stat) = self.env.fs.stat(&data_path(parent.file_id())) else { return false };
-        let live = self.tables.lock().volumes.get(&stat.key).and_then(std::sync::Weak::upgrade);
-        stat.nlink == 1 && live.is_none_or(|volume| self.only_tokens_hold(&volume))
+        let (live, loading) = {
+            let tables = self.tables.lock();
+            (tables.volumes.get(&stat.key).and_then(std::sync::Weak::upgrade), tables.is_loading(stat.key))
+        };
+        stat.nlink == 1 && !loading && live.is_none_or(|volume| self.only_tokens_hold(&volume))
     }
 
     /// Lets `volume` adopt its parent, if it is the only heir. `stop` is asked now and then whether to give up.

@@ -4,17 +4,21 @@ use crate::sync::atomic::Ordering;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
+use super::Pool;
+use super::registry::Slot;
 use super::stub::{self, Mark};
-use super::{Pool, Tables};
 use crate::error::{Context, Error, Kind, Result};
 use crate::io::{FileKey, FileRef, Open};
 use crate::layer::Layer;
-use crate::store::record::VolumeRecord;
-use crate::store::stub_path;
+use crate::store::record::{LayerRecord, VolumeRecord};
+use crate::store::{data_path, stub_path};
 use crate::units::Id;
 use crate::volume::overlay::Overlay;
 use crate::volume::plain::Plain;
 use crate::volume::{Hooks, State, Volume};
+
+/// Attempts to load a chain of layers while adoptions change it.
+const MOVES: usize = 100;
 
 impl Pool {
     /// The volume that the regular file `key` is, which is at `path`.
@@ -29,27 +33,30 @@ impl Pool {
     }
 
     fn volume_once(&self, key: FileKey, path: &Path) -> Result<Arc<Volume>> {
-        let mut tables = self.tables.lock();
-        if let Some(volume) = tables.volumes.get(&key).and_then(Weak::upgrade) {
-            volume.set_path(path);
-            return Ok(volume);
-        }
-        let state = match tables.stubs.get(&key).copied() {
-            Some(id) => self.load_overlay(&mut tables, id, path)?,
-            None => self.load_plain(&mut tables, key, path)?,
-        };
-        let id = if let State::Overlay(overlay) = &state { Some(overlay.id) } else { None };
-        let volume = Volume::new(self.env.clone(), key, path, state);
-        tables.volumes.insert(key, Arc::downgrade(&volume));
-        if let Some(id) = id {
-            tables.by_id.insert(id, Arc::downgrade(&volume));
-        }
-        if tables.volumes.len().is_multiple_of(1024) {
-            tables.volumes.retain(|_, v| v.strong_count() > 0);
-            tables.by_id.retain(|_, v| v.strong_count() > 0);
-            tables.layers.retain(|_, l| l.strong_count() > 0);
-        }
+        let volume = self.tables.get_or_load(
+            Slot::Volume(key),
+            |tables| tables.volumes.get(&key).and_then(Weak::upgrade),
+            || self.load_volume(key, path),
+            |tables, volume| {
+                tables.volumes.insert(key, Arc::downgrade(volume));
+                if let State::Overlay(overlay) = &*volume.gate().read() {
+                    tables.by_id.insert(overlay.id, Arc::downgrade(volume));
+                }
+                tables.sweep();
+            },
+        )?;
+        volume.set_path(path);
         Ok(volume)
+    }
+
+    /// Reads a volume from the disk, with its slot taken and no lock held.
+    fn load_volume(&self, key: FileKey, path: &Path) -> Result<Arc<Volume>> {
+        let stub = self.tables.lock().stubs.get(&key).copied();
+        let state = match stub {
+            Some(id) => self.load_overlay(id, path)?,
+            None => self.load_plain(key, path)?,
+        };
+        Ok(Volume::new(self.env.clone(), key, path, state))
     }
 
     /// Opens a file for reading and writing, or for reading where writing is not allowed.
@@ -64,22 +71,23 @@ impl Pool {
         .context("open file", path)
     }
 
-    fn load_plain(&self, tables: &mut Tables, key: FileKey, path: &Path) -> Result<State> {
+    fn load_plain(&self, key: FileKey, path: &Path) -> Result<State> {
         let file = self.open_any(path)?;
         let stat = file.stat().context("open file", path)?;
         if stat.key != key {
             return Err(Error::io("open file", std::io::Error::from_raw_os_error(libc::ESTALE)).at(path));
         }
         if stat.size <= stub::MAX_STUB
-            && let Some(state) = self.load_marked(tables, key, path, &file, stat.size)?
+            && let Some(state) = self.load_marked(key, path, &file, stat.size)?
         {
             return Ok(state);
         }
-        let shared = match tables.shared.get(&key).copied() {
+        let shared = self.tables.lock().shared.get(&key).copied();
+        let shared = match shared {
             // Dropped since: it is not shared any more.
             Some(id) if self.env.store.catalogue().layer(id).is_none() => None,
             Some(id) => {
-                let layer = self.load_layer(tables, id)?;
+                let layer = self.load_layer(id)?;
                 layer.set_complete_data(file.clone());
                 Some(layer)
             }
@@ -89,14 +97,7 @@ impl Pool {
     }
 
     /// What a small file is that is not known as a stub; `None`: a plain file after all.
-    fn load_marked(
-        &self,
-        tables: &mut Tables,
-        key: FileKey,
-        path: &Path,
-        file: &FileRef,
-        size: u64,
-    ) -> Result<Option<State>> {
+    fn load_marked(&self, key: FileKey, path: &Path, file: &FileRef, size: u64) -> Result<Option<State>> {
         let mark = stub::mark_of(file.as_ref(), self.env.store.pool_id()).context("read mark of file", path)?;
         if mark == Mark::None {
             return Ok(None);
@@ -106,8 +107,8 @@ impl Pool {
             && self.env.fs.stat(&stub_path(id)).context("look at stub", path)?.key == key
         {
             // Its link could not be read when the pool was opened.
-            tables.stubs.insert(key, id);
-            return self.load_overlay(tables, id, path).map(Some);
+            self.tables.lock().stubs.insert(key, id);
+            return self.load_overlay(id, path).map(Some);
         }
         // While records are missing, an empty file with a mark is not known to be what a crash left of a clone.
         let lost = size == 0 && !self.env.store.damage().is_empty();
@@ -132,7 +133,7 @@ impl Pool {
         Ok(())
     }
 
-    fn load_overlay(&self, tables: &mut Tables, id: Id, path: &Path) -> Result<State> {
+    fn load_overlay(&self, id: Id, path: &Path) -> Result<State> {
         let stub = self.open_any(&stub_path(id)).map_err(|e| e.at(path))?;
         let record = self.env.store.catalogue().volume(id).cloned();
         let loaded = match &record {
@@ -142,7 +143,7 @@ impl Pool {
             Some(record) if record.doubtful => Err(Error::new(Kind::Damaged, "open volume")
                 .because("a repair could not tell whether its record is up to date")
                 .remedy("`clonefs check --repair --accept FILE` takes it as it is")),
-            Some(record) => self.load_top(tables, record),
+            Some(record) => self.load_top(record),
             None => Err(Error::new(Kind::Damaged, "open volume").because("its record is damaged")),
         };
         Ok(match loaded {
@@ -161,8 +162,8 @@ impl Pool {
         })
     }
 
-    fn load_top(&self, tables: &mut Tables, record: &VolumeRecord) -> Result<Arc<Layer>> {
-        let parent = record.parent.map(|id| self.load_layer(tables, id)).transpose()?;
+    fn load_top(&self, record: &VolumeRecord) -> Result<Arc<Layer>> {
+        let parent = record.parent.map(|id| self.load_layer(id)).transpose()?;
         self.check_written(record.file)?;
         self.env.open_top(record, parent)
     }
@@ -178,37 +179,75 @@ impl Pool {
     }
 
     /// The frozen layer `id`, and those below it.
-    fn load_layer(&self, tables: &mut Tables, id: Id) -> Result<Arc<Layer>> {
-        let mut records = Vec::new();
+    fn load_layer(&self, id: Id) -> Result<Arc<Layer>> {
+        let mut attempt = 0;
+        loop {
+            let before = self.chain(id);
+            match self.load_chain(id) {
+                // A layer of the chain was adopted while we were on the way: what we looked for is no error.
+                Err(_) if attempt < MOVES && self.chain(id) != before => attempt += 1,
+                other => return other,
+            }
+        }
+    }
+
+    /// The layer `id` and those below it, by their records; no longer than the catalogue, whatever these say.
+    fn chain(&self, id: Id) -> Vec<Id> {
+        let catalogue = self.env.store.catalogue();
+        let ids = std::iter::successors(Some(id), |id| catalogue.layer(*id).and_then(|record| record.parent));
+        ids.take(catalogue.layer_count() + 1).collect()
+    }
+
+    /// Loads what of the chain is not in memory, from the lowest layer up, each with its own slot and no other: so two
+    /// chains that meet share what they have in common, and no two loaders wait for each other.
+    fn load_chain(&self, id: Id) -> Result<Arc<Layer>> {
+        let (missing, mut parent) = self.missing_layers(id)?;
+        for id in missing.into_iter().rev() {
+            let below = parent.take();
+            let layer = self.tables.get_or_load(
+                Slot::Layer(id),
+                |tables| tables.layers.get(&id).and_then(Weak::upgrade),
+                || {
+                    // Nobody has it in memory now, so nobody changes this record before the layer is entered.
+                    let record = self.layer_record(id)?;
+                    if record.parent != below.as_ref().map(|layer| layer.id) {
+                        return Err(Error::new(Kind::Busy, "open layer").at(data_path(id)));
+                    }
+                    self.check_written(record.file)?;
+                    self.env.open_frozen(&record, below)
+                },
+                |tables, layer| drop(tables.layers.insert(id, Arc::downgrade(layer))),
+            );
+            parent = Some(layer?);
+        }
+        parent.ok_or_else(|| Error::new(Kind::Damaged, "open layer").at(data_path(id)))
+    }
+
+    /// The layers from `id` down that are not in memory, and the one below them that is.
+    fn missing_layers(&self, id: Id) -> Result<(Vec<Id>, Option<Arc<Layer>>)> {
+        let mut missing = Vec::new();
         let mut next = Some(id);
-        let mut parent = None;
         while let Some(id) = next {
-            if let Some(layer) = tables.layers.get(&id).and_then(Weak::upgrade) {
-                parent = Some(layer);
-                break;
+            if let Some(layer) = self.tables.lock().layers.get(&id).and_then(Weak::upgrade) {
+                return Ok((missing, Some(layer)));
             }
             if self.findings.lock().changed.contains(&id) {
                 return Err(Error::new(Kind::Changed, "open layer")
-                    .at(crate::store::data_path(id))
+                    .at(data_path(id))
                     .remedy("restore its source, delete the clone, or `clonefs check --repair --accept FILE`"));
             }
-            let record = self.env.store.catalogue().layer(id).cloned();
-            let record = record.ok_or_else(|| {
-                Error::new(Kind::Damaged, "open layer").at(crate::store::data_path(id)).because("it has no record")
-            })?;
-            if records.len() > self.env.store.catalogue().layer_count() {
+            if missing.len() > self.env.store.catalogue().layer_count() {
                 return Err(Error::new(Kind::Damaged, "open layer").because("layers are each other's parents"));
             }
-            next = record.parent;
-            records.push(record);
+            next = self.layer_record(id)?.parent;
+            missing.push(id);
         }
-        while let Some(record) = records.pop() {
-            self.check_written(record.file)?;
-            let layer = self.env.open_frozen(&record, parent)?;
-            tables.layers.insert(record.id, Arc::downgrade(&layer));
-            parent = Some(layer);
-        }
-        parent.ok_or_else(|| Error::new(Kind::Damaged, "open layer"))
+        Ok((missing, None))
+    }
+
+    fn layer_record(&self, id: Id) -> Result<LayerRecord> {
+        let record = self.env.store.catalogue().layer(id).cloned();
+        record.ok_or_else(|| Error::new(Kind::Damaged, "open layer").at(data_path(id)).because("it has no record"))
     }
 
     /// A frozen layer, if it is in the catalogue and sound.
@@ -216,7 +255,7 @@ impl Pool {
         if self.env.store.catalogue().layer(id).is_none() {
             return Ok(None);
         }
-        self.load_layer(&mut self.tables.lock(), id).map(Some)
+        self.load_layer(id).map(Some)
     }
 
     /// The volume of a file that was just created, empty, through this mount.

@@ -21,6 +21,7 @@ pub mod names;
 mod options;
 mod past;
 mod reap;
+mod registry;
 pub mod repair;
 mod replace;
 mod replay;
@@ -56,7 +57,6 @@ use crate::door::Trouble;
 use crate::error::{Context, Result};
 use crate::events::{Event, Events, What};
 use crate::io::{FileKey, Fs};
-use crate::layer::Layer;
 use crate::layer::unsynced::Unsynced;
 use crate::policy::Policies;
 use crate::policy::value::Rate;
@@ -95,22 +95,6 @@ pub trait Names: Send + Sync {
     }
 }
 
-#[derive(Default)]
-struct Tables {
-    /// Open volumes by the file that carries their attributes.
-    volumes: HashMap<FileKey, Weak<Volume>>,
-    /// The same, of volumes in the catalogue, by identity.
-    by_id: HashMap<Id, Weak<Volume>>,
-    /// Volumes that must be kept until they are synced.
-    unsettled: HashMap<u64, Arc<Volume>>,
-    /// Stubs by inode.
-    stubs: HashMap<FileKey, Id>,
-    /// Plain files that clones read through a layer, by inode.
-    shared: HashMap<FileKey, Id>,
-    /// Frozen layers in memory.
-    layers: HashMap<Id, Weak<Layer>>,
-}
-
 /// What was found wrong at the start; it does not change while the pool is served.
 #[derive(Default)]
 struct Findings {
@@ -138,7 +122,8 @@ pub struct Pool {
     options: PoolOptions,
     names: OnceLock<Weak<dyn Names>>,
     ops: Mutex<()>,
-    tables: Mutex<Tables>,
+    /// What is loaded. Lock order: after `ops`, before the store's.
+    tables: registry::Registry,
     findings: Mutex<Findings>,
     tokens: Mutex<HashMap<String, (Arc<Volume>, Instant)>>,
     dead: Mutex<Vec<reap::Dead>>,
@@ -201,7 +186,7 @@ impl Pool {
             options,
             names: OnceLock::new(),
             ops: Mutex::new(()),
-            tables: Mutex::default(),
+            tables: registry::Registry::default(),
             findings: Mutex::default(),
             tokens: Mutex::default(),
             dead: Mutex::default(),

@@ -5,12 +5,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use clonefs::io::{DirEntry, File, FileRef, Fs, FsInfo, HostFs, Open, Rename, SetTime, Stat, Whence};
 
 /// A call that a trap can wait for; the path is the one the file was opened by.
 pub enum Call<'a> {
     Create,
+    Open(&'a Path),
     Write(&'a Path),
     Allocate(&'a Path),
     Sync(&'a Path),
@@ -83,6 +85,25 @@ impl Hooks {
     /// The same, and the call fails with `errno`.
     pub fn fail_meanwhile(self: &Arc<Self>, which: Which, errno: i32, work: impl FnOnce() + Send + 'static) -> Trap {
         self.meanwhile_then(which, work, Err(io::Error::from_raw_os_error(errno)))
+    }
+
+    /// The first call that is `which` goes on only when `work`, on a thread of its own, has ended; a call that is still
+    /// waiting after a minute fails, and the work with it: what it needed is held by whoever made the call.
+    pub fn stall_for(self: &Arc<Self>, which: Which, work: impl FnOnce() + Send + 'static) -> Trap {
+        let begun: Arc<Mutex<Option<JoinHandle<()>>>> = Arc::default();
+        let trap = Trap { hooks: self.clone(), begun: begun.clone() };
+        self.arm(which, move || {
+            let (tell, told) = mpsc::channel::<()>();
+            *begun.lock().unwrap() = Some(thread::spawn(move || {
+                work();
+                drop(tell);
+            }));
+            match told.recv_timeout(Duration::from_secs(60)) {
+                Err(mpsc::RecvTimeoutError::Timeout) => panic!("the work waits for the call that it is done beside"),
+                _ => Ok(()),
+            }
+        });
+        trap
     }
 
     fn meanwhile_then(
@@ -163,6 +184,7 @@ impl Fs for HookedFs {
         if matches!(how, Open::CreateNew(_)) {
             self.hooks.call(Call::Create)?;
         }
+        self.hooks.call(Call::Open(path))?;
         let file = self.host.open(path, how)?;
         Ok(Arc::new(HookedFile { file, path: path.to_path_buf(), hooks: self.hooks.clone() }))
     }

@@ -7,6 +7,7 @@ mod durability;
 mod finishing;
 mod hooks;
 mod layers;
+mod loading;
 #[path = "../common/names.rs"]
 mod names;
 mod unsynced;
