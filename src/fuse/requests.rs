@@ -103,12 +103,13 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _asking = caller(req).asks();
-        edge("unlink", || reply_empty("unlink", self.names.unlink(parent.0, name), reply));
+        let caller = caller(req);
+        let _asking = caller.asks();
+        edge("unlink", || reply_empty("unlink", self.names.unlink(parent.0, name, &caller), reply));
     }
 
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        edge("rmdir", || reply_empty("rmdir", self.names.rmdir(parent.0, name), reply));
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        edge("rmdir", || reply_empty("rmdir", self.names.rmdir(parent.0, name, &caller(req)), reply));
     }
 
     fn rename(
@@ -121,10 +122,11 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let _asking = caller(req).asks();
+        let caller = caller(req);
+        let _asking = caller.asks();
         edge("rename", || {
             let how = flags_of_rename(flags);
-            let result = how.and_then(|how| self.names.rename((parent.0, name), (newparent.0, newname), how));
+            let result = how.and_then(|how| self.names.rename((parent.0, name), (newparent.0, newname), how, &caller));
             reply_empty("rename", result, reply);
         });
     }

@@ -29,6 +29,7 @@ impl Pool {
         if sound {
             self.sweep(TMP, |_| false)?;
             self.sweep_snapshots()?;
+            self.drop_exchanged_stubs()?;
             self.drop_old_links()?;
         }
         let gone = self.index_stubs()?;
@@ -98,6 +99,28 @@ impl Pool {
         for entry in old {
             let path = Path::new(STUBS).join(&entry.name);
             if stubs.contains(&key(&entry.name).context("look at stub", &path)?) {
+                self.env.fs.unlink(&path).context("remove stub", path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A crash in the middle of finishing a volume leaves its stub where its data was. The file of data has the user's
+    /// name by then, so nothing but that name of the stub's is left of the volume.
+    fn drop_exchanged_stubs(&self) -> Result<()> {
+        let stubs = self.env.fs.list(Path::new(STUBS)).context("list stubs", STUBS)?;
+        let numbers: HashSet<u64> = stubs.iter().map(|entry| entry.ino).collect();
+        for entry in self.env.fs.list(Path::new(LAYERS)).context("list layers", LAYERS)? {
+            if !numbers.contains(&entry.ino) {
+                continue;
+            }
+            let path = Path::new(LAYERS).join(&entry.name);
+            let key = self.env.fs.stat(&path).context("look at layer", &path)?.key;
+            let is_stub = |stub: &&crate::io::DirEntry| {
+                stub.ino == entry.ino
+                    && self.env.fs.stat(&Path::new(STUBS).join(&stub.name)).is_ok_and(|s| s.key == key)
+            };
+            if stubs.iter().find(is_stub).is_some() {
                 self.env.fs.unlink(&path).context("remove stub", path)?;
             }
         }

@@ -230,32 +230,32 @@ impl NameTree {
     }
 }
 
-impl Target<'_> {
+impl Target {
     pub(super) fn chmod(&self, mode: u32) -> io::Result<()> {
         match self {
             Target::Open(file) => file.chmod(mode),
-            Target::Named(fs, path) => fs.chmod(path, mode),
+            Target::Held(file) => file.chmod(mode),
         }
     }
 
     fn chown(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
         match self {
             Target::Open(file) => file.chown(uid, gid),
-            Target::Named(fs, path) => fs.chown(path, uid, gid),
+            Target::Held(file) => file.chown(uid, gid),
         }
     }
 
     fn set_times(&self, atime: SetTime, mtime: SetTime) -> io::Result<()> {
         match self {
             Target::Open(file) => file.set_times(atime, mtime),
-            Target::Named(fs, path) => fs.set_times(path, atime, mtime),
+            Target::Held(file) => file.set_times(atime, mtime),
         }
     }
 
     pub(super) fn stat(&self) -> io::Result<Stat> {
         match self {
             Target::Open(file) => file.stat(),
-            Target::Named(fs, path) => fs.stat(path),
+            Target::Held(file) => file.stat(),
         }
     }
 }
