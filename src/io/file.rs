@@ -34,6 +34,20 @@ impl HostFile {
     fn raw(&self) -> RawFd {
         self.fd.as_raw_fd()
     }
+
+    fn write_all(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        let mut done = 0;
+        while done < data.len() {
+            let rest = &data[done..];
+            let (from, len, at) = (rest.as_ptr().cast(), rest.len(), (offset + done as u64) as i64);
+            // SAFETY: from and len describe the rest of `data`.
+            match retry(|| unsafe { libc::pwrite(self.raw(), from, len, at) })? {
+                0 => return Err(io::Error::from_raw_os_error(libc::EIO)),
+                written => done += written as usize,
+            }
+        }
+        Ok(())
+    }
 }
 
 impl File for HostFile {
@@ -52,17 +66,7 @@ impl File for HostFile {
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        let mut done = 0;
-        while done < data.len() {
-            let rest = &data[done..];
-            let (from, len, at) = (rest.as_ptr().cast(), rest.len(), (offset + done as u64) as i64);
-            // SAFETY: from and len describe the rest of `data`.
-            match retry(|| unsafe { libc::pwrite(self.raw(), from, len, at) })? {
-                0 => return Err(io::Error::from_raw_os_error(libc::EIO)),
-                written => done += written as usize,
-            }
-        }
-        Ok(())
+        self.tree.reserve.take(self.raw(), data.len() as u64, || self.write_all(data, offset))
     }
 
     fn read_through(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -96,7 +100,10 @@ impl File for HostFile {
     }
 
     fn write_direct(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        let done = self.direct.write(self.fd.as_fd(), data, offset)?;
+        // Opened as ourselves: another user could not.
+        self.direct.prepare(self.fd.as_fd());
+        let write = || self.direct.write(self.fd.as_fd(), data, offset);
+        let done = self.tree.reserve.take(self.raw(), data.len() as u64, write)?;
         if done == data.len() { Ok(()) } else { self.write_at(&data[done..], offset + done as u64) }
     }
 
@@ -121,7 +128,8 @@ impl File for HostFile {
         let offset = i64::try_from(offset).map_err(too_big)?;
         let len = i64::try_from(len).map_err(too_big)?;
         // SAFETY: the descriptor is open.
-        retry(|| unsafe { libc::fallocate(self.raw(), mode, offset, len) }).map(drop)
+        let allocate = || retry(|| unsafe { libc::fallocate(self.raw(), mode, offset, len) }).map(drop);
+        self.tree.reserve.take(self.raw(), len as u64, allocate)
     }
 
     fn stat(&self) -> io::Result<Stat> {

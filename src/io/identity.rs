@@ -49,8 +49,7 @@ struct Taken {
 impl Taken {
     /// `None`: this thread acts as that user anyway, or cannot act as anybody else.
     fn take(uid: u32, gid: u32) -> io::Result<Option<Taken>> {
-        // SAFETY: geteuid takes nothing and cannot fail.
-        if unsafe { libc::geteuid() } != 0 {
+        if !is_root() {
             return Ok(None);
         }
         let (old_gid, old_uid) = (set(libc::SYS_setfsgid, gid), set(libc::SYS_setfsuid, uid));
@@ -81,6 +80,12 @@ impl Drop for Taken {
 fn set(number: libc::c_long, id: u32) -> u32 {
     // SAFETY: both calls take one number, touch no memory and always return the former id.
     unsafe { libc::syscall(number, id) as u32 }
+}
+
+/// Whether this process is root, of the machine or of a user namespace.
+pub fn is_root() -> bool {
+    // SAFETY: geteuid takes nothing and cannot fail.
+    unsafe { libc::geteuid() == 0 }
 }
 
 #[repr(C)]
@@ -138,8 +143,7 @@ mod tests {
 
     /// Whether there is something to test; and what this thread is.
     fn root() -> bool {
-        // SAFETY: geteuid takes nothing and cannot fail.
-        let root = unsafe { libc::geteuid() } == 0;
+        let root = is_root();
         if !root {
             eprintln!("SKIPPED: needs root");
         }

@@ -14,6 +14,7 @@ use super::FileRef;
 use super::file::HostFile;
 use super::host::read_directory;
 use super::inode::{Inode, InodeRef};
+use super::reserve::Reserve;
 use super::sys::{
     c_name, fstat, grow_buffer, lstat_at, open_beneath, open_same_mount, proc_path, retry, split_names, timespec,
 };
@@ -27,12 +28,14 @@ pub struct Tree {
     pub root: OwnedFd,
     /// Descriptors of directories that are never renamed (those of `.clonefs`), to save a walk for each call.
     fixed: Mutex<HashMap<PathBuf, Arc<OwnedFd>>>,
+    /// What is left of it for everybody.
+    pub reserve: Reserve,
 }
 
 impl Tree {
     /// The tree below `root`.
     pub fn new(root: OwnedFd) -> Tree {
-        Tree { root, fixed: Mutex::new(HashMap::new()) }
+        Tree { root, fixed: Mutex::new(HashMap::new()), reserve: Reserve::default() }
     }
 
     /// Opens `path` with `flags`, in pieces when it is longer than the kernel takes.

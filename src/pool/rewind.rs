@@ -109,7 +109,7 @@ impl Pool {
     /// With the gate held exclusively: the record, and the switch in memory.
     fn switch_layer(&self, volume: &Volume, doing: &'static str, overlay: &mut Overlay, past: &Past) -> Result<()> {
         let id = overlay.id;
-        let top = self.env.fresh_layer(new_id(), past.layer.clone(), past.size, past.overlap);
+        let top = self.env.next_layer(&overlay.top, new_id(), past.layer.clone(), past.size, past.overlap);
         let ops = self.ops.lock();
         self.check_kept(volume, past.parent())?;
         let record = self.env.store.catalogue().volume(id).cloned();
