@@ -124,7 +124,8 @@ fn act_of(dice: &mut Dice) -> Act {
         3 => Act::Symlink,
         4 => Act::Mknod(dice.one_of(&[libc::S_IFIFO, libc::S_IFSOCK, libc::S_IFCHR]) | mode),
         5 | 6 => Act::Chmod(mode),
-        7 => Act::Chown(dice.one_of(&[u32::MAX, USERS[0], USERS[1], 0]), dice.one_of(&[u32::MAX, GROUP, USERS[2], 0])),
+        // Not both left as they are: what that means is the kernel's own affair, see docs/posix.md.
+        7 => Act::Chown(dice.one_of(&[u32::MAX, USERS[0], USERS[1], 0]), dice.one_of(&[GROUP, USERS[2], 0])),
         8 | 9 => Act::Rename(dice.one_of(&[0, libc::RENAME_NOREPLACE, libc::RENAME_EXCHANGE])),
         10 => Act::Unlink,
         11 => Act::Rmdir,
