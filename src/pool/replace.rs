@@ -108,7 +108,8 @@ impl Pool {
             }
             Err(error) => return Err(error).context("replace file", &spot.path),
         }
-        if directory.stat_at(&name).is_ok_and(|stat| stat.key == expected) {
+        // One that cannot be looked at is the one that was there a moment ago.
+        if directory.stat_at(&name).map_or(true, |stat| stat.key == expected) {
             return Ok(());
         }
         exchange().context("give a name back that was another file's", &spot.path)?;
@@ -175,7 +176,10 @@ impl Pool {
 
     /// Takes a stub back that got no name, with `more` of what was committed for it; whether that is durable.
     pub(super) fn discard_stub(&self, prepared: &Prepared, more: Option<Change>) -> bool {
-        let _ = self.env.fs.unlink(&prepared.temporary);
+        // What could not be given its name back is somebody's file.
+        if self.env.fs.stat(&prepared.temporary).is_ok_and(|stat| stat.key == prepared.key) {
+            let _ = self.env.fs.unlink(&prepared.temporary);
+        }
         let mut changes = vec![Change::DropVolume(prepared.id)];
         changes.extend(more);
         let committed = {
