@@ -163,7 +163,8 @@ impl Pool {
             return Ok(false);
         }
         let link = stub_path(record.id);
-        self.env.fs.link(path, &link).context("link stub", &link)?;
+        // The file that was looked at, whatever the path leads to by now.
+        file.link_to(&link).context("link stub", &link)?;
         self.env.fs.sync_dir(Path::new(STUBS)).context("sync stubs directory", STUBS)?;
         let key = self.env.fs.stat(&link).context("look at stub", &link)?.key;
         self.tables.lock().stubs.insert(key, record.id);
