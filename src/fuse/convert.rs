@@ -122,6 +122,8 @@ pub fn flags_of_rename(flags: RenameFlags) -> Result<Rename> {
         Ok(Rename::NoReplace)
     } else if flags == RenameFlags::RENAME_EXCHANGE {
         Ok(Rename::Exchange)
+    } else if flags == RenameFlags::RENAME_WHITEOUT {
+        Ok(Rename::Whiteout)
     } else {
         Err(Error::new(Kind::Invalid, "rename with unknown flags"))
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use fuser::{BackingId, Errno, FileHandle, FopenFlags, InitFlags, KernelConfig, ReplyOpen};
 
-use crate::io::FileRef;
+use crate::io::{FileRef, Powers, acting_as};
 use crate::pool::names::Registered;
 
 /// Asks the kernel for it; whether it has it.
@@ -21,8 +21,12 @@ pub fn ask_for_it(config: &mut KernelConfig) -> bool {
 /// Tells the kernel of a backing file.
 pub fn register(reply: &ReplyOpen, file: &FileRef) -> io::Result<Registered> {
     let fd = file.fd().ok_or_else(|| io::Error::from_raw_os_error(libc::EOPNOTSUPP))?;
+    // The kernel reads and writes with the identity that it is told of the file with: with the owner's, writers do not
+    // come to the blocks that the filesystem keeps for root.
+    let owner = file.stat()?;
     // SAFETY: `file` keeps the descriptor open during the call.
-    let backing: BackingId = reply.open_backing(unsafe { BorrowedFd::borrow_raw(fd) })?;
+    let open = || reply.open_backing(unsafe { BorrowedFd::borrow_raw(fd) });
+    let backing: BackingId = acting_as(owner.uid, owner.gid, Powers::NONE, open)??;
     Ok(Arc::new(backing))
 }
 

@@ -16,7 +16,7 @@ use super::convert::{absent, attr, change, device, file_type, flags_of_rename, w
 use super::replies::{code, open_flags, reply_empty, reply_found, reply_xattr};
 use super::{Adapter, Lifetimes, edge, past};
 use crate::door;
-use crate::io::FileRef;
+use crate::io::{FileRef, writes_for};
 use crate::pool::names::{Caller, Creation, Handle, Listed, Register, WriteFlags, get_takes_long, set_may_wait};
 
 /// Largest read or write request, the most that the kernel sends without a change of its settings.
@@ -103,12 +103,13 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _asking = caller(req).asks();
-        edge("unlink", || reply_empty("unlink", self.names.unlink(parent.0, name), reply));
+        let caller = caller(req);
+        let _asking = caller.asks();
+        edge("unlink", || reply_empty("unlink", self.names.unlink(parent.0, name, &caller), reply));
     }
 
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        edge("rmdir", || reply_empty("rmdir", self.names.rmdir(parent.0, name), reply));
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        edge("rmdir", || reply_empty("rmdir", self.names.rmdir(parent.0, name, &caller(req)), reply));
     }
 
     fn rename(
@@ -121,10 +122,11 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let _asking = caller(req).asks();
+        let caller = caller(req);
+        let _asking = caller.asks();
         edge("rename", || {
             let how = flags_of_rename(flags);
-            let result = how.and_then(|how| self.names.rename((parent.0, name), (newparent.0, newname), how));
+            let result = how.and_then(|how| self.names.rename((parent.0, name), (newparent.0, newname), how, &caller));
             reply_empty("rename", result, reply);
         });
     }
@@ -162,6 +164,7 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let change = change(mode, uid, gid, size, atime, mtime);
+        let _writing = writes_for(req.uid(), req.gid());
         edge("setattr", || match self.names.change(id.0, &change, &caller(req)) {
             Ok(()) => self.reply_attributes(id, &caller(req), reply),
             Err(error) => reply.error(code("setattr", &error)),
@@ -259,7 +262,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _: &Request,
+        req: &Request,
         _: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -269,7 +272,10 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let late = how.contains(FuseWriteFlags::FUSE_WRITE_CACHE);
         let how = WriteFlags { kill_ids: how.contains(FuseWriteFlags::FUSE_WRITE_KILL_SUIDGID), sync: flags.0 };
+        // What the kernel writes back from its cache is nobody's request: it is the owner's.
+        let _writing = (!late).then(|| writes_for(req.uid(), req.gid()));
         edge("write", || {
             let handle = self.names.handles().get(handle.0);
             match handle.and_then(|handle| handle.write(offset, data, how)) {
@@ -312,6 +318,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let _writing = writes_for(req.uid(), req.gid());
         edge("fallocate", || {
             let allocate = |handle: &Handle| self.names.allocate(handle, mode, offset, length, &caller(req));
             self.with_handle("fallocate", handle, reply, allocate);
@@ -351,6 +358,7 @@ impl Filesystem for Adapter {
     ) {
         let (names, caller) = (self.names.clone(), caller(req));
         self.workers.run("copy_file_range", move || {
+            let _writing = writes_for(caller.uid, caller.gid);
             let copy = || {
                 let (from, to) = (names.handles().get(handle_in.0)?, names.handles().get(handle_out.0)?);
                 names.copy_range((&from, offset_in), (&to, offset_out), len.min(MAX_COPY), &caller)

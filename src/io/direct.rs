@@ -84,6 +84,11 @@ impl Direct {
         }
     }
 
+    /// Opens the descriptor, if it is not open and can be.
+    pub fn prepare(&self, file: BorrowedFd) {
+        drop(self.descriptor(file));
+    }
+
     /// Gives the descriptor up, so that it does not count as somebody who has the file open. Calls under way keep it; the
     /// next one opens it again.
     pub fn close(&self) {

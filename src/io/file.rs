@@ -4,7 +4,8 @@ use super::File;
 use super::around::Around;
 use super::direct::{Direct, tells_cached};
 use super::sole;
-use super::sys::{c_name, fstat, grow_buffer, proc_path, retry, split_names, timespec};
+use super::sys::{c_name, fstat, grow_buffer, retry, split_names, timespec};
+use super::tree::{Tree, link_descriptor};
 use super::types::{SetTime, Stat, Whence};
 use std::ffi::OsString;
 use std::io;
@@ -18,20 +19,34 @@ const AHEAD: u64 = 8 << 20;
 /// An open file of a [`super::HostFs`].
 pub struct HostFile {
     fd: OwnedFd,
-    /// For [`File::link_to`], whose path is relative to the root.
-    root: Arc<OwnedFd>,
+    /// For [`File::link_to`].
+    tree: Arc<Tree>,
     direct: Direct,
     around: Around,
 }
 
 impl HostFile {
-    /// The file that `fd` has open, in the tree below `root`.
-    pub fn new(fd: OwnedFd, root: Arc<OwnedFd>) -> HostFile {
-        HostFile { fd, root, direct: Direct::default(), around: Around::default() }
+    /// The file that `fd` has open, in a tree.
+    pub fn new(fd: OwnedFd, tree: Arc<Tree>) -> HostFile {
+        HostFile { fd, tree, direct: Direct::default(), around: Around::default() }
     }
 
     fn raw(&self) -> RawFd {
         self.fd.as_raw_fd()
+    }
+
+    fn write_all(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        let mut done = 0;
+        while done < data.len() {
+            let rest = &data[done..];
+            let (from, len, at) = (rest.as_ptr().cast(), rest.len(), (offset + done as u64) as i64);
+            // SAFETY: from and len describe the rest of `data`.
+            match retry(|| unsafe { libc::pwrite(self.raw(), from, len, at) })? {
+                0 => return Err(io::Error::from_raw_os_error(libc::EIO)),
+                written => done += written as usize,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -51,17 +66,7 @@ impl File for HostFile {
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        let mut done = 0;
-        while done < data.len() {
-            let rest = &data[done..];
-            let (from, len, at) = (rest.as_ptr().cast(), rest.len(), (offset + done as u64) as i64);
-            // SAFETY: from and len describe the rest of `data`.
-            match retry(|| unsafe { libc::pwrite(self.raw(), from, len, at) })? {
-                0 => return Err(io::Error::from_raw_os_error(libc::EIO)),
-                written => done += written as usize,
-            }
-        }
-        Ok(())
+        self.tree.reserve.take(self.raw(), data.len() as u64, || self.write_all(data, offset))
     }
 
     fn read_through(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -95,7 +100,10 @@ impl File for HostFile {
     }
 
     fn write_direct(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        let done = self.direct.write(self.fd.as_fd(), data, offset)?;
+        // Opened as ourselves: another user could not.
+        self.direct.prepare(self.fd.as_fd());
+        let write = || self.direct.write(self.fd.as_fd(), data, offset);
+        let done = self.tree.reserve.take(self.raw(), data.len() as u64, write)?;
         if done == data.len() { Ok(()) } else { self.write_at(&data[done..], offset + done as u64) }
     }
 
@@ -120,7 +128,8 @@ impl File for HostFile {
         let offset = i64::try_from(offset).map_err(too_big)?;
         let len = i64::try_from(len).map_err(too_big)?;
         // SAFETY: the descriptor is open.
-        retry(|| unsafe { libc::fallocate(self.raw(), mode, offset, len) }).map(drop)
+        let allocate = || retry(|| unsafe { libc::fallocate(self.raw(), mode, offset, len) }).map(drop);
+        self.tree.reserve.take(self.raw(), len as u64, allocate)
     }
 
     fn stat(&self) -> io::Result<Stat> {
@@ -145,11 +154,8 @@ impl File for HostFile {
     }
 
     fn link_to(&self, path: &Path) -> io::Result<()> {
-        let name = c_name(path.as_os_str())?;
-        let from = proc_path(self.raw());
-        let (root, flags) = (self.root.as_raw_fd(), libc::AT_SYMLINK_FOLLOW);
-        // SAFETY: both strings are NUL-terminated. `path` is one of ours below `.clonefs`, where no link can lie.
-        retry(|| unsafe { libc::linkat(libc::AT_FDCWD, from.as_ptr(), root, name.as_ptr(), flags) }).map(drop)
+        let (dir, name) = self.tree.parent(path)?;
+        link_descriptor(self.raw(), dir.as_raw_fd(), &name)
     }
 
     fn chmod(&self, mode: u32) -> io::Result<()> {
@@ -222,8 +228,8 @@ mod tests {
         let path = dir.path().join("file");
         let bytes: Vec<u8> = (0..300_001u32).map(|i| (i * 7 % 251) as u8).collect();
         std::fs::write(&path, &bytes).unwrap();
-        let root = Arc::new(OwnedFd::from(std::fs::File::open("/").unwrap()));
-        let mut file = HostFile::new(std::fs::File::open(&path).unwrap().into(), root);
+        let tree = Arc::new(Tree::new(OwnedFd::from(std::fs::File::open("/").unwrap())));
+        let mut file = HostFile::new(std::fs::File::open(&path).unwrap().into(), tree);
         for around in [Around::default(), Around::too_large()] {
             file.around = around;
             // Out of the page cache: from there it would be read in any case.

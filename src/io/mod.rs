@@ -9,9 +9,13 @@ mod buffers;
 mod direct;
 mod file;
 mod host;
+mod identity;
+mod inode;
+mod reserve;
 mod ring;
 mod sole;
 mod sys;
+mod tree;
 mod types;
 
 use std::ffi::OsString;
@@ -23,9 +27,12 @@ use std::sync::Arc;
 pub use buffers::Buffer;
 pub use direct::aligned;
 pub use host::HostFs;
+pub use identity::{Powers, acting_as, effective_capabilities, is_root, set_effective_capabilities};
+pub use inode::{Inode, InodeRef, leaf};
+pub use reserve::{Writing, give_up_resources, writes_for};
 pub use ring::{Read, Ring};
 pub use sys::set_relief;
-pub use types::{DirEntry, FileKey, FileKind, FsInfo, Open, Rename, SetTime, Stat, Timestamp, Whence};
+pub use types::{DirEntry, FileId, FileKey, FileKind, FsInfo, Open, Rename, SetTime, Stat, Timestamp, Whence};
 
 /// A shared open file.
 pub type FileRef = Arc<dyn File>;
@@ -37,6 +44,9 @@ pub type FileRef = Arc<dyn File>;
 pub trait Fs: Send + Sync + 'static {
     /// Opens a regular file (or creates one, see [`Open`]). Never blocks on a FIFO, never follows a link.
     fn open(&self, path: &Path, how: Open) -> io::Result<FileRef>;
+    /// Holds what `path` names, so that what was looked at is what is acted on, see [`Inode`]. Changes of names that
+    /// users can reach are made through the [`Inode`] of the directory; the calls with paths are for the pool's own files.
+    fn find(&self, path: &Path) -> io::Result<InodeRef>;
     /// Status of what `path` names, a symbolic link itself and not its target.
     fn stat(&self, path: &Path) -> io::Result<Stat>;
     /// Names in a directory, without `.` and `..`.

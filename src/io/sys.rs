@@ -52,8 +52,17 @@ pub fn set_relief(relief: fn() -> usize) {
 
 /// openat2(2), below `dir` and through no symbolic link.
 pub fn open_beneath(dir: BorrowedFd<'_>, path: &OsStr, flags: i32, mode: u32) -> io::Result<OwnedFd> {
+    open_resolved(dir, path, flags, mode, BENEATH)
+}
+
+/// The same, with `EXDEV` where the path crosses a mount point.
+pub fn open_same_mount(dir: BorrowedFd<'_>, path: &OsStr, flags: i32) -> io::Result<OwnedFd> {
+    open_resolved(dir, path, flags, 0, BENEATH | libc::RESOLVE_NO_XDEV)
+}
+
+fn open_resolved(dir: BorrowedFd<'_>, path: &OsStr, flags: i32, mode: u32, resolve: u64) -> io::Result<OwnedFd> {
     let name = if path.is_empty() { c".".to_owned() } else { c_name(path)? };
-    let how = OpenHow { flags: (flags | libc::O_CLOEXEC) as u64, mode: mode as u64, resolve: BENEATH };
+    let how = OpenHow { flags: (flags | libc::O_CLOEXEC) as u64, mode: mode as u64, resolve };
     let (mut tries, mut relieved) = (0, 0);
     loop {
         // SAFETY: name is NUL-terminated, how is a valid open_how of the size passed.
@@ -79,39 +88,42 @@ pub fn open_beneath(dir: BorrowedFd<'_>, path: &OsStr, flags: i32, mode: u32) ->
     }
 }
 
-fn to_stat(st: &libc::stat) -> Stat {
-    let time = |seconds: i64, nanos: i64| Timestamp { seconds, nanos: nanos as u32 };
+fn to_stat(st: &libc::statx) -> Stat {
+    let time = |at: &libc::statx_timestamp| Timestamp { seconds: at.tv_sec, nanos: at.tv_nsec };
     Stat {
-        key: FileKey { dev: st.st_dev, ino: st.st_ino },
-        mode: st.st_mode,
-        nlink: st.st_nlink,
-        uid: st.st_uid,
-        gid: st.st_gid,
-        rdev: st.st_rdev,
-        size: st.st_size as u64,
-        blocks: st.st_blocks as u64,
-        blksize: st.st_blksize as u32,
-        atime: time(st.st_atime, st.st_atime_nsec),
-        mtime: time(st.st_mtime, st.st_mtime_nsec),
-        ctime: time(st.st_ctime, st.st_ctime_nsec),
+        key: FileKey { dev: libc::makedev(st.stx_dev_major, st.stx_dev_minor), ino: st.stx_ino },
+        mode: u32::from(st.stx_mode),
+        nlink: u64::from(st.stx_nlink),
+        uid: st.stx_uid,
+        gid: st.stx_gid,
+        rdev: libc::makedev(st.stx_rdev_major, st.stx_rdev_minor),
+        size: st.stx_size,
+        blocks: st.stx_blocks,
+        blksize: st.stx_blksize,
+        atime: time(&st.stx_atime),
+        mtime: time(&st.stx_mtime),
+        ctime: time(&st.stx_ctime),
+        birth: (st.stx_mask & libc::STATX_BTIME != 0).then(|| time(&st.stx_btime)),
     }
 }
 
-/// fstat(2).
+/// Status of what a descriptor is of.
 pub fn fstat(fd: RawFd) -> io::Result<Stat> {
-    let mut st = MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: st has room for a stat; it is read only after the call succeeded.
-    retry(|| unsafe { libc::fstat(fd, st.as_mut_ptr()) })?;
-    // SAFETY: fstat succeeded, so the structure is filled.
-    Ok(to_stat(unsafe { st.assume_init_ref() }))
+    statx(fd, c"")
 }
 
-/// fstatat(2) that does not follow a link.
+/// Status of a name in a directory, a link itself and not its target.
 pub fn lstat_at(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<Stat> {
-    let mut st = MaybeUninit::<libc::stat>::uninit();
-    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH;
-    // SAFETY: name is NUL-terminated, st has room for a stat and is read only after success.
-    retry(|| unsafe { libc::fstatat(dir.as_raw_fd(), name.as_ptr(), st.as_mut_ptr(), flags) })?;
+    statx(dir.as_raw_fd(), name)
+}
+
+/// statx(2), which alone tells when a file was made.
+fn statx(dir: RawFd, name: &CStr) -> io::Result<Stat> {
+    let mut st = MaybeUninit::<libc::statx>::uninit();
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH | libc::AT_NO_AUTOMOUNT;
+    let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
+    // SAFETY: name is NUL-terminated, st has room for a statx and is read only after success.
+    retry(|| unsafe { libc::statx(dir, name.as_ptr(), flags, mask, st.as_mut_ptr()) })?;
     // SAFETY: the call succeeded, so the structure is filled.
     Ok(to_stat(unsafe { st.assume_init_ref() }))
 }

@@ -11,6 +11,34 @@ pub struct FileKey {
     pub ino: u64,
 }
 
+/// A file, told from later ones that get its inode number, where the filesystem notes when a file was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileId {
+    /// Identity while it exists.
+    pub key: FileKey,
+    /// When it was made, if that is known.
+    pub birth: Option<Timestamp>,
+}
+
+impl FileId {
+    /// Whether `other` is the same file. A time that only one of the two knows says nothing.
+    pub fn is(&self, other: FileId) -> bool {
+        self.key == other.key && (self.birth == other.birth || self.birth.is_none() || other.birth.is_none())
+    }
+}
+
+impl From<FileKey> for FileId {
+    fn from(key: FileKey) -> FileId {
+        FileId { key, birth: None }
+    }
+}
+
+impl From<&Stat> for FileId {
+    fn from(stat: &Stat) -> FileId {
+        FileId { key: stat.key, birth: stat.birth }
+    }
+}
+
 /// What a name stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileKind {
@@ -102,12 +130,19 @@ pub struct Stat {
     pub mtime: Timestamp,
     /// Time of last change of contents or attributes.
     pub ctime: Timestamp,
+    /// When it was made, where the filesystem notes that.
+    pub birth: Option<Timestamp>,
 }
 
 impl Stat {
     /// What it is.
     pub fn kind(&self) -> FileKind {
         FileKind::from_mode(self.mode)
+    }
+
+    /// Which file it is.
+    pub fn id(&self) -> FileId {
+        FileId::from(self)
     }
 }
 
@@ -142,6 +177,8 @@ pub enum Rename {
     NoReplace,
     /// Swap the two.
     Exchange,
+    /// Replace what has the new name, and leave a whiteout (a character device 0, 0) under the old one.
+    Whiteout,
 }
 
 /// What to look for with [`super::File::seek`].

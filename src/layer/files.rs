@@ -6,7 +6,7 @@ use super::map::{self, Map};
 use super::unsynced::Change;
 use super::{Layer, MapState, span};
 use crate::error::{Context, Result};
-use crate::io::{FileRef, Open};
+use crate::io::{File, FileRef, Open};
 use crate::store::data_path;
 use crate::units::{BLOCK, Id, blocks};
 
@@ -49,9 +49,39 @@ impl Layer {
         } else {
             self.create_files(&mut state, body.file)?
         };
+        self.own(data.as_ref()).context("give layer data to the volume's owner", &path)?;
         body.data = Some(data.clone());
         body.data_writable = true;
         Ok(data)
+    }
+
+    /// The volume belongs to this user and group: the data file will, when it is made or opened to be written to.
+    pub fn set_owner(&self, uid: u32, gid: u32) {
+        *self.owner.lock() = Some((uid, gid));
+    }
+
+    /// Whom the volume belongs to, as far as that is known.
+    pub fn owner(&self) -> Option<(u32, u32)> {
+        *self.owner.lock()
+    }
+
+    /// The same at once for a data file that there is.
+    pub fn give_to(&self, uid: u32, gid: u32) -> Result<()> {
+        let before = self.owner.lock().replace((uid, gid));
+        let given = self.data().and_then(|data| match data {
+            Some(data) => {
+                self.own(data.as_ref()).context("give layer data to the volume's owner", data_path(self.file_id()))
+            }
+            None => Ok(()),
+        });
+        given.inspect_err(|_| *self.owner.lock() = before)
+    }
+
+    /// Only root gives files away.
+    fn own(&self, data: &dyn File) -> std::io::Result<()> {
+        let Some((uid, gid)) = self.owner().filter(|_| crate::io::is_root()) else { return Ok(()) };
+        let stat = data.stat()?;
+        if (stat.uid, stat.gid) == (uid, gid) { Ok(()) } else { data.chown(Some(uid), Some(gid)) }
     }
 
     /// Gives the data file, if there is one yet, a new size. One that is made later gets the volume's.

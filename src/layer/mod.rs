@@ -102,6 +102,8 @@ pub struct Layer {
     bad: RwLock<Vec<u32>>,
     any_bad: AtomicBool,
     owners: resolve::Cache,
+    /// User and group of the volume, to whom the data file belongs: the filesystem's quotas count it there.
+    owner: Mutex<Option<(u32, u32)>>,
     /// Where changes are noted until the map has them.
     unsynced: OnceLock<Arc<Unsynced>>,
 }
@@ -186,6 +188,7 @@ impl Layer {
             bad: RwLock::default(),
             any_bad: AtomicBool::new(false),
             owners: resolve::Cache::default(),
+            owner: Mutex::new(None),
             unsynced: OnceLock::new(),
         }
     }

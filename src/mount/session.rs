@@ -14,7 +14,7 @@ use super::{attach, unmount};
 use crate::compactor;
 use crate::error::{Context, Error, Kind, Result};
 use crate::fuse::{Adapter, KernelEnd, Lifetimes, is_guarded};
-use crate::io::{Fs, HostFs, Ring};
+use crate::io::{Fs, HostFs, Ring, give_up_resources};
 use crate::pool::names::{NameTree, Settings};
 use crate::pool::{Names, Pool, PoolOptions};
 
@@ -102,6 +102,9 @@ pub fn remount(config: &super::MountConfig) -> Result<()> {
 pub fn serve(plan: Plan, ready: &mut Ready) -> Result<()> {
     abort_on_panic();
     raise_file_limit();
+    if let Err(error) = give_up_resources() {
+        tracing::warn!("cannot give up the right to blocks reserved for root: {error}");
+    }
     // The kernel hands each caller's own umask over; the daemon's must not be added to it.
     // SAFETY: umask cannot fail and touches no memory.
     unsafe { libc::umask(0) };

@@ -199,6 +199,10 @@ impl Check<'_> {
                 // Deleted by the user, or a clone that a crash took back.
                 Err(e) if e.raw_os_error() == Some(libc::ENOENT) => self.stub_missing(record),
                 Ok(stat) if stat.nlink < 2 => self.report.leftovers += 1,
+                // Finished, and a crash before the stub had lost the name that it got for the file's own.
+                Ok(stat) if self.fs.stat(&data_path(record.file)).is_ok_and(|data| data.key == stat.key) => {
+                    self.report.leftovers += 1;
+                }
                 Err(e) => self.problem(path, format!("cannot be read: {e}"), "check the disk"),
                 Ok(stat) => {
                     self.report.volumes += 1;

@@ -231,7 +231,7 @@ impl Pool {
         let mut record = record.ok_or_else(|| Error::new(Kind::Damaged, "clone").because("it has no record"))?;
         let fresh = spare
             .and_then(|spare| spare.take_for(top))
-            .unwrap_or_else(|| self.env.fresh_layer(new_id(), Some(top.clone()), size, blocks(size)));
+            .unwrap_or_else(|| self.env.next_layer(top, new_id(), Some(top.clone()), size, blocks(size)));
         record.top = fresh.id;
         record.file = fresh.id;
         record.parent = Some(top.id);

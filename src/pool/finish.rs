@@ -4,15 +4,16 @@
 //! | crash after | what is found |
 //! |---|---|
 //! | the data is durable | the volume, with nothing left to copy |
-//! | the rename | a volume whose stub is in no directory and whose data file is gone: removed. The file is plain |
+//! | the exchange of names | a volume whose data file is its stub: that name is removed, and then as after the next |
+//! | the removal of the stub's new name | a volume whose stub is in no directory and whose data file is gone: removed. The file is plain |
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Pool, stub};
+use super::{Pool, Spot, stub};
 use crate::error::{Context, Result};
 use crate::events::{Event, What};
-use crate::io::{FileKey, FileRef, Rename, SetTime};
+use crate::io::{FileKey, FileRef, SetTime};
 use crate::store::record::Change;
 use crate::store::{LAYERS, data_path, map_path, stub_path};
 use crate::units::Id;
@@ -62,7 +63,7 @@ impl Pool {
         }
         let old = volume.key();
         let mut outcome = Finished::Plain;
-        let mut replace = |path: &Path| self.replace_stub(volume, file, path, &mut outcome);
+        let mut replace = |spot: &Spot| self.replace_stub(volume, file, spot, &mut outcome);
         let hint = self.env.store.catalogue().volume(id).map(|r| PathBuf::from(&r.path));
         let names = self.names();
         let mut swap = |hint: Option<&Path>| match &names {
@@ -87,7 +88,8 @@ impl Pool {
     }
 
     /// With no name changing: the rename, and the switch in memory.
-    fn replace_stub(&self, volume: &Arc<Volume>, file: Id, path: &Path, outcome: &mut Finished) -> Result<FileKey> {
+    fn replace_stub(&self, volume: &Arc<Volume>, file: Id, spot: &Spot, outcome: &mut Finished) -> Result<FileKey> {
+        let path = spot.path.as_path();
         let mut gate = volume.gate().write();
         let State::Overlay(overlay) = &*gate else { return Ok(volume.key()) };
         let complete = overlay.top.next_absent(0, overlay.visible_end()).is_none();
@@ -98,7 +100,9 @@ impl Pool {
             return Ok(volume.key());
         }
         let data = self.give_attributes(volume, overlay, path)?;
-        self.env.fs.rename(&data_path(file), path, Rename::Replace).context("replace stub", path)?;
+        self.exchange(&data_path(file), spot, volume.key())?;
+        // The stub: a start that finds it there takes the volume for finished, see `startup`.
+        let _ = self.env.fs.unlink(&data_path(file));
         let key = data.stat().context("look at layer data", path)?.key;
         let mut tables = self.tables.lock();
         let old = volume.key();

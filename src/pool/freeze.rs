@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::replace::{Changed, Past, Prepared};
-use super::{Pool, stub};
+use super::{Pool, Spot, stub};
 use crate::error::{Context, Error, Kind, Result};
 use crate::io::{FileKey, FileRef};
 use crate::layer::Hold;
@@ -87,7 +87,7 @@ impl Pool {
         let swapped = match self.names() {
             None => Ok(None),
             Some(names) => names
-                .swap(volume.key(), Some(&volume.path()), &mut |path| self.replace_file(volume, path, held, &prepared)),
+                .swap(volume.key(), Some(&volume.path()), &mut |spot| self.replace_file(volume, spot, held, &prepared)),
         };
         match swapped {
             Ok(Some(_)) => self.settle_name(volume),
@@ -111,7 +111,8 @@ impl Pool {
     }
 
     /// With no name changing: the rename, and the switch in memory.
-    fn replace_file(&self, volume: &Arc<Volume>, path: &Path, held: &Held, prepared: &Prepared) -> Result<FileKey> {
+    fn replace_file(&self, volume: &Arc<Volume>, spot: &Spot, held: &Held, prepared: &Prepared) -> Result<FileKey> {
+        let path = spot.path.as_path();
         let mut gate = volume.gate().write();
         let size = held.file.stat().context("look at file", path)?.size;
         if size != held.layer.size() {
@@ -123,7 +124,7 @@ impl Pool {
             // Writes went on after the sync in `prepare`, into what is the layer's file from now on.
             held.layer.set_dirty();
         }
-        self.put_in_place(volume, &mut gate, path, Some(&held.layer), prepared)
+        self.put_in_place(volume, &mut gate, spot, Some(&held.layer), prepared)
     }
 
     /// The layer and file, if it is still a plain file that somebody reads through a layer. If nobody does, it stops

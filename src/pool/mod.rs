@@ -48,6 +48,8 @@ pub use schedule::Prospect;
 pub use space::{Mark, Watermarks};
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
@@ -56,7 +58,7 @@ use std::time::Instant;
 use crate::door::Trouble;
 use crate::error::{Context, Result};
 use crate::events::{Event, Events, What};
-use crate::io::{FileKey, Fs};
+use crate::io::{FileKey, Fs, InodeRef, leaf};
 use crate::layer::unsynced::Unsynced;
 use crate::policy::Policies;
 use crate::policy::value::Rate;
@@ -66,6 +68,29 @@ use crate::sync::{Condvar, Mutex};
 use crate::units::Id;
 use crate::volume::{Env, Hooks, State, Volume};
 
+/// A name by the directory that holds it, which is held: no other directory can take its place.
+pub struct Spot {
+    /// The directory.
+    pub directory: InodeRef,
+    /// The name in it.
+    pub name: OsString,
+    /// Its path, for messages and records.
+    pub path: PathBuf,
+}
+
+impl Spot {
+    /// The place that a path leads to now.
+    pub fn find(fs: &dyn Fs, path: &Path) -> io::Result<Spot> {
+        let (directory, name) = leaf(fs, path)?;
+        Ok(Spot { directory, name, path: path.to_path_buf() })
+    }
+
+    /// Whether the file `key` has this name at this moment.
+    pub fn has(&self, key: FileKey) -> bool {
+        self.directory.stat_at(&self.name).is_ok_and(|stat| stat.key == key)
+    }
+}
+
 /// The tree of names above a pool, which knows where files are.
 ///
 /// Whoever implements it must not hold its lock while calling what can freeze or finish a volume, because that calls
@@ -73,13 +98,13 @@ use crate::volume::{Env, Hooks, State, Volume};
 /// copying ranges, pinning. Holding it shared is fine for [`Pool::volume`], [`Pool::describe`] and reads.
 pub trait Names: Send + Sync {
     /// With no name changing meanwhile: finds the file `key` (where it is known to be, else at `hint`), makes sure
-    /// that it is there, and calls `swap` with its path, which puts another file in its place and returns that one's
-    /// key. `None`: no name was found, `swap` was not called.
+    /// that it is there, and calls `swap` with its place, which puts another file there and returns that one's key.
+    /// `None`: no name was found, `swap` was not called.
     fn swap(
         &self,
         key: FileKey,
         hint: Option<&Path>,
-        swap: &mut dyn FnMut(&Path) -> Result<FileKey>,
+        swap: &mut dyn FnMut(&Spot) -> Result<FileKey>,
     ) -> Result<Option<FileKey>>;
     /// Where a file is, as far as that is known.
     fn path_of(&self, key: FileKey) -> Option<PathBuf>;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::check::{self, Report};
 use super::{lock, stub};
 use crate::error::{Context, Error, Kind, Result};
-use crate::io::{FileKey, FileKind, Fs, Open, Rename};
+use crate::io::{FileKey, FileKind, FileRef, Fs, Open, Rename};
 use crate::layer::sums;
 use crate::store::record::{Change, LayerRecord, Stamp, VolumeRecord};
 use crate::store::salvage::{Salvaged, salvage};
@@ -232,13 +232,13 @@ impl Repair<'_> {
             if self.exists(&link)? || !data || !(map || record.complete) {
                 continue;
             }
-            let marked = |path: &Path| {
-                let file = self.fs.open(path, Open::Read);
-                file.is_ok_and(|file| stub::marked_as(file.as_ref(), pool) == Some(record.id))
-            };
-            let place = match self.find(&marked)? {
-                Some(path) => {
-                    self.fs.link(&path, &link).context("link stub", &path)?;
+            let open = |path: &Path| self.fs.open(path, Open::Read).ok();
+            let marked = |file: &FileRef| stub::marked_as(file.as_ref(), pool) == Some(record.id);
+            let found = self.find(&|path: &Path| open(path).is_some_and(|file| marked(&file)))?;
+            // The file that has the mark, whatever the path leads to by now.
+            let place = match found.and_then(|path| Some((open(&path).filter(marked)?, path))) {
+                Some((file, path)) => {
+                    file.link_to(&link).context("link stub", &path)?;
                     path
                 }
                 None => self.new_stub(&record, pool)?,

@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Pool, stub};
+use super::{Pool, Spot, stub};
 use crate::error::{Context, Error, Kind, Result};
-use crate::io::{FileKey, FileRef, Open, Rename, SetTime, Timestamp};
+use crate::io::{FileKey, FileRef, Open, Rename, SetTime, Timestamp, leaf};
 use crate::layer::Layer;
 use crate::store::record::{Change, VolumeRecord};
 use crate::store::{STUBS, new_id, stub_path, tmp_path};
@@ -88,16 +88,47 @@ impl Pool {
         })
     }
 
+    /// Exchanges `ours`, a file of the pool's own, with the file `expected`, which has a name in the tree. Somebody who
+    /// can write to the directory beside us can have given the name to another file: then it is changed back.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] where the name was another file's; nothing has changed then.
+    pub(super) fn exchange(&self, ours: &Path, spot: &Spot, expected: FileKey) -> Result<()> {
+        let (directory, name) = leaf(self.env.fs.as_ref(), ours).context("find file", ours)?;
+        let exchange = || directory.rename(&name, &*spot.directory, &spot.name, Rename::Exchange);
+        match exchange() {
+            Ok(()) => {}
+            // Not every filesystem can do it: then the name is looked at just before.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP)) => {
+                if !spot.has(expected) {
+                    return Err(taken(spot));
+                }
+                let replace = directory.rename(&name, &*spot.directory, &spot.name, Rename::Replace);
+                return replace.context("replace file", &spot.path);
+            }
+            Err(error) => return Err(error).context("replace file", &spot.path),
+        }
+        // One that cannot be looked at is the one that was there a moment ago.
+        if directory.stat_at(&name).map_or(true, |stat| stat.key == expected) {
+            return Ok(());
+        }
+        exchange().context("give a name back that was another file's", &spot.path)?;
+        Err(taken(spot))
+    }
+
     /// Gives the stub the file's name, with the gate held exclusively and no name changing.
     pub(super) fn put_in_place(
         &self,
         volume: &Arc<Volume>,
         gate: &mut State,
-        path: &Path,
+        spot: &Spot,
         layer: Option<&Arc<Layer>>,
         prepared: &Prepared,
     ) -> Result<FileKey> {
-        self.env.fs.rename(&prepared.temporary, path, Rename::Replace).context("replace file", path)?;
+        let path = spot.path.as_path();
+        self.exchange(&prepared.temporary, spot, volume.key())?;
+        // What is left behind in case of an error goes at the next start.
+        let _ = self.env.fs.unlink(&prepared.temporary);
         volume.set_path(path);
         self.switch_to_overlay(volume, gate, layer, prepared);
         if let State::Overlay(overlay) = gate {
@@ -145,7 +176,10 @@ impl Pool {
 
     /// Takes a stub back that got no name, with `more` of what was committed for it; whether that is durable.
     pub(super) fn discard_stub(&self, prepared: &Prepared, more: Option<Change>) -> bool {
-        let _ = self.env.fs.unlink(&prepared.temporary);
+        // What could not be given its name back is somebody's file.
+        if self.env.fs.stat(&prepared.temporary).is_ok_and(|stat| stat.key == prepared.key) {
+            let _ = self.env.fs.unlink(&prepared.temporary);
+        }
         let mut changes = vec![Change::DropVolume(prepared.id)];
         changes.extend(more);
         let committed = {
@@ -159,4 +193,11 @@ impl Pool {
         }
         dropped
     }
+}
+
+fn taken(spot: &Spot) -> Error {
+    Error::new(Kind::Busy, "replace file")
+        .at(&spot.path)
+        .because("another file was given its name without clonefs")
+        .remedy("give names in a mounted pool through the mount only")
 }

@@ -8,12 +8,11 @@
 //! | the record is durable | a volume whose stub is in no directory: removed. The file is as before |
 //! | the rename | the volume as it was then |
 
-use std::path::Path;
 use std::sync::Arc;
 
-use super::Pool;
 use super::reap::Dead;
 use super::replace::{Changed, Past};
+use super::{Pool, Spot};
 use crate::error::{Context, Error, Kind, Result};
 use crate::io::{FileKey, FileRef, SetTime, Timestamp};
 use crate::layer::Layer;
@@ -110,7 +109,7 @@ impl Pool {
     /// With the gate held exclusively: the record, and the switch in memory.
     fn switch_layer(&self, volume: &Volume, doing: &'static str, overlay: &mut Overlay, past: &Past) -> Result<()> {
         let id = overlay.id;
-        let top = self.env.fresh_layer(new_id(), past.layer.clone(), past.size, past.overlap);
+        let top = self.env.next_layer(&overlay.top, new_id(), past.layer.clone(), past.size, past.overlap);
         let ops = self.ops.lock();
         self.check_kept(volume, past.parent())?;
         let record = self.env.store.catalogue().volume(id).cloned();
@@ -154,12 +153,12 @@ impl Pool {
             self.env.store.commit(vec![Change::Volume(record)])
         };
         let prepared = self.prepare_stub(volume, file, past, Changed::Now, &commit)?;
-        let mut replace = |path: &Path| -> Result<FileKey> {
+        let mut replace = |spot: &Spot| -> Result<FileKey> {
             let mut gate = volume.gate().write();
             refuse_open(volume, doing)?;
             // One that is just being opened.
             volume.check_not_bypassed(doing)?;
-            self.put_in_place(volume, &mut gate, path, past.layer.as_ref(), &prepared)
+            self.put_in_place(volume, &mut gate, spot, past.layer.as_ref(), &prepared)
         };
         match names.swap(volume.key(), Some(&volume.path()), &mut replace) {
             Ok(Some(_)) => self.settle_name(volume),

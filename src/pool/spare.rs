@@ -32,7 +32,7 @@ impl Pool {
             _ => return None,
         };
         let size = top.size();
-        let layer = self.env.fresh_layer(new_id(), Some(top), size, blocks(size));
+        let layer = self.env.next_layer(&top, new_id(), Some(top.clone()), size, blocks(size));
         let spare = Spare { fs: self.env.fs.clone(), layer: Some(layer.clone()) };
         layer.data_for_writing().ok()?;
         Some(spare)

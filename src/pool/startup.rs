@@ -29,6 +29,7 @@ impl Pool {
         if sound {
             self.sweep(TMP, |_| false)?;
             self.sweep_snapshots()?;
+            self.drop_exchanged_stubs()?;
             self.drop_old_links()?;
         }
         let gone = self.index_stubs()?;
@@ -104,6 +105,28 @@ impl Pool {
         Ok(())
     }
 
+    /// A crash in the middle of finishing a volume leaves its stub where its data was. The file of data has the user's
+    /// name by then, so nothing but that name of the stub's is left of the volume.
+    fn drop_exchanged_stubs(&self) -> Result<()> {
+        let stubs = self.env.fs.list(Path::new(STUBS)).context("list stubs", STUBS)?;
+        let numbers: HashSet<u64> = stubs.iter().map(|entry| entry.ino).collect();
+        for entry in self.env.fs.list(Path::new(LAYERS)).context("list layers", LAYERS)? {
+            if !numbers.contains(&entry.ino) {
+                continue;
+            }
+            let path = Path::new(LAYERS).join(&entry.name);
+            let key = self.env.fs.stat(&path).context("look at layer", &path)?.key;
+            let is_stub = |stub: &&crate::io::DirEntry| {
+                stub.ino == entry.ino
+                    && self.env.fs.stat(&Path::new(STUBS).join(&stub.name)).is_ok_and(|s| s.key == key)
+            };
+            if stubs.iter().find(is_stub).is_some() {
+                self.env.fs.unlink(&path).context("remove stub", path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Learns the inode of each volume's stub. Returns the volumes whose stub the user has deleted, or that were never
     /// durable.
     fn index_stubs(&self) -> Result<Vec<Id>> {
@@ -140,7 +163,8 @@ impl Pool {
             return Ok(false);
         }
         let link = stub_path(record.id);
-        self.env.fs.link(path, &link).context("link stub", &link)?;
+        // The file that was looked at, whatever the path leads to by now.
+        file.link_to(&link).context("link stub", &link)?;
         self.env.fs.sync_dir(Path::new(STUBS)).context("sync stubs directory", STUBS)?;
         let key = self.env.fs.stat(&link).context("look at stub", &link)?.key;
         self.tables.lock().stubs.insert(key, record.id);

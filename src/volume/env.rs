@@ -87,6 +87,22 @@ impl Env {
         self.noting(Layer::fresh(&self.fs, id, parent, size, overlap))
     }
 
+    /// A new top layer over `top`, the present one, for the same volume.
+    pub fn next_layer(
+        &self,
+        top: &Arc<Layer>,
+        id: Id,
+        parent: Option<Arc<Layer>>,
+        size: u64,
+        overlap: u64,
+    ) -> Arc<Layer> {
+        let layer = self.fresh_layer(id, parent, size, overlap);
+        if let Some((uid, gid)) = top.owner() {
+            layer.set_owner(uid, gid);
+        }
+        layer
+    }
+
     /// A frozen layer, see [`Layer::open_frozen`].
     pub fn open_frozen(&self, record: &LayerRecord, parent: Option<Arc<Layer>>) -> Result<Arc<Layer>> {
         Ok(self.noting(Layer::open_frozen(&self.fs, record, parent)?))

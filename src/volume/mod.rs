@@ -16,6 +16,7 @@ pub mod plain;
 pub mod ranges;
 pub mod syncing;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -166,6 +167,21 @@ impl Volume {
             State::Plain(plain) => work(&plain.file),
             State::Overlay(overlay) => work(&overlay.stub),
             State::Broken { stub, .. } => work(stub),
+        }
+    }
+
+    /// Changes its owner and group. Its data goes along, and is first: that is what a quota can refuse.
+    pub fn chown(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+        match &*self.gate.read() {
+            State::Plain(plain) => plain.file.chown(uid, gid),
+            State::Broken { stub, .. } => stub.chown(uid, gid),
+            State::Overlay(overlay) => {
+                let old = overlay.stub.stat()?;
+                let give =
+                    |uid, gid| overlay.top.give_to(uid, gid).map_err(|e| io::Error::from_raw_os_error(e.errno()));
+                give(uid.unwrap_or(old.uid), gid.unwrap_or(old.gid))?;
+                overlay.stub.chown(uid, gid).inspect_err(|_| drop(give(old.uid, old.gid)))
+            }
         }
     }
 

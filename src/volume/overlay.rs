@@ -65,6 +65,10 @@ fn write_zeros(file: &FileRef, offset: u64, len: u64) -> std::io::Result<()> {
 impl Overlay {
     /// A volume over `top`.
     pub fn new(id: Id, stub: FileRef, top: Arc<Layer>, pending: Vec<Arc<Layer>>, commit: u64) -> Overlay {
+        // Where this fails nothing is known of the owner, and files stay whose they are.
+        if let Ok(stat) = stub.stat() {
+            top.set_owner(stat.uid, stat.gid);
+        }
         Overlay {
             id,
             stub,

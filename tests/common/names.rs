@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clonefs::error::Result;
 use clonefs::io::{FileKey, Fs};
-use clonefs::pool::Names;
+use clonefs::pool::{Names, Spot};
 
 /// Finds names in the root directory by looking: there are few files.
 pub struct Finder(pub Arc<dyn Fs>);
@@ -15,9 +15,10 @@ impl Names for Finder {
         &self,
         key: FileKey,
         _hint: Option<&Path>,
-        swap: &mut dyn FnMut(&Path) -> Result<FileKey>,
+        swap: &mut dyn FnMut(&Spot) -> Result<FileKey>,
     ) -> Result<Option<FileKey>> {
-        self.path_of(key).map(|path| swap(&path)).transpose()
+        let spot = self.path_of(key).and_then(|path| Spot::find(&*self.0, &path).ok());
+        spot.map(|spot| swap(&spot)).transpose()
     }
 
     fn path_of(&self, key: FileKey) -> Option<PathBuf> {

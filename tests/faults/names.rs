@@ -118,7 +118,7 @@ impl Tree {
     }
 
     fn rename(&self, from: &str, to: &str, how: Rename) -> clonefs::error::Result<()> {
-        self.names.rename(self.place(from)?, self.place(to)?, how)
+        self.names.rename(self.place(from)?, self.place(to)?, how, &USER)
     }
 
     fn link(&self, from: &str, to: &str) -> clonefs::error::Result<()> {
@@ -129,12 +129,12 @@ impl Tree {
 
     fn unlink(&self, path: &str) -> clonefs::error::Result<()> {
         let (parent, name) = self.place(path)?;
-        self.names.unlink(parent, name)
+        self.names.unlink(parent, name, &USER)
     }
 
     fn rmdir(&self, path: &str) -> clonefs::error::Result<()> {
         let (parent, name) = self.place(path)?;
-        self.names.rmdir(parent, name)
+        self.names.rmdir(parent, name, &USER)
     }
 
     fn change(&self, path: &str, edit: impl FnOnce(&mut Change)) -> clonefs::error::Result<()> {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use clonefs::io::{DirEntry, File, FileRef, Fs, FsInfo, HostFs, Open, Rename, SetTime, Stat, Whence};
+use clonefs::io::{DirEntry, File, FileRef, Fs, FsInfo, HostFs, InodeRef, Open, Rename, SetTime, Stat, Whence};
 
 /// A call that a trap can wait for; the path is the one the file was opened by.
 pub enum Call<'a> {
@@ -180,6 +180,9 @@ struct HookedFile {
 }
 
 impl Fs for HookedFs {
+    fn find(&self, path: &Path) -> io::Result<InodeRef> {
+        self.host.find(path)
+    }
     fn open(&self, path: &Path, how: Open) -> io::Result<FileRef> {
         if matches!(how, Open::CreateNew(_)) {
             self.hooks.call(Call::Create)?;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 
 use clonefs::error::Result;
 use clonefs::io::{FileKey, Fs, HostFs, Open, Rename, Whence};
-use clonefs::pool::{CloneOptions, Finished, Names, Pool, PoolOptions};
+use clonefs::pool::{CloneOptions, Finished, Names, Pool, PoolOptions, Spot};
 use clonefs::units::Id;
 use clonefs::volume::fill::Filling;
 use clonefs::volume::{Pinned, State, Volume};
@@ -23,9 +23,10 @@ impl Names for Finder {
         &self,
         key: FileKey,
         _hint: Option<&Path>,
-        swap: &mut dyn FnMut(&Path) -> Result<FileKey>,
+        swap: &mut dyn FnMut(&Spot) -> Result<FileKey>,
     ) -> Result<Option<FileKey>> {
-        self.path_of(key).map(|path| swap(&path)).transpose()
+        let spot = self.path_of(key).and_then(|path| Spot::find(&*self.0, &path).ok());
+        spot.map(|spot| swap(&spot)).transpose()
     }
 
     fn path_of(&self, key: FileKey) -> Option<PathBuf> {

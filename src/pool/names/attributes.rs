@@ -125,7 +125,7 @@ impl NameTree {
         self.check_changeable(id)?;
         if change.uid.is_some() || change.gid.is_some() {
             // The backing filesystem clears setuid, setgid and capabilities of what is not a directory.
-            self.with_target(id, "change the owner of", |target| target.chown(change.uid, change.gid))?;
+            self.change_owner(id, change.uid, change.gid)?;
         }
         if let Some(mode) = change.mode {
             self.change_mode(id, mode)?;
@@ -137,6 +137,22 @@ impl NameTree {
             self.set_times(id, change.atime, change.mtime)?;
         }
         Ok(())
+    }
+
+    fn change_owner(&self, id: u64, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
+        let volume = {
+            let table = self.table.lock();
+            let node = table.node(id).ok_or_else(stale)?;
+            let open = node.open.as_ref().map(|open| open.volume.clone());
+            (open, node.key, node.kind)
+        };
+        let volume = match volume {
+            (Some(open), ..) => open,
+            // What an overlay holds belongs to its owner too.
+            (None, key, FileKind::File) if self.pool.is_stub(key) => self.volume(id)?,
+            _ => return self.with_target(id, "change the owner of", |target| target.chown(uid, gid)),
+        };
+        volume.chown(uid, gid).context("change the owner of", volume.path())
     }
 
     fn change_mode(&self, id: u64, mode: u32) -> Result<()> {
@@ -230,32 +246,32 @@ impl NameTree {
     }
 }
 
-impl Target<'_> {
+impl Target {
     pub(super) fn chmod(&self, mode: u32) -> io::Result<()> {
         match self {
             Target::Open(file) => file.chmod(mode),
-            Target::Named(fs, path) => fs.chmod(path, mode),
+            Target::Held(file) => file.chmod(mode),
         }
     }
 
     fn chown(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
         match self {
             Target::Open(file) => file.chown(uid, gid),
-            Target::Named(fs, path) => fs.chown(path, uid, gid),
+            Target::Held(file) => file.chown(uid, gid),
         }
     }
 
     fn set_times(&self, atime: SetTime, mtime: SetTime) -> io::Result<()> {
         match self {
             Target::Open(file) => file.set_times(atime, mtime),
-            Target::Named(fs, path) => fs.set_times(path, atime, mtime),
+            Target::Held(file) => file.set_times(atime, mtime),
         }
     }
 
     pub(super) fn stat(&self) -> io::Result<Stat> {
         match self {
             Target::Open(file) => file.stat(),
-            Target::Named(fs, path) => fs.stat(path),
+            Target::Held(file) => file.stat(),
         }
     }
 }

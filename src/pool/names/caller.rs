@@ -5,7 +5,10 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Kind, Result};
 use crate::events::{Asker, Asking};
+use crate::io::{effective_capabilities, set_effective_capabilities};
 
+/// Do to files what only their owners may.
+pub const CAP_FOWNER: u32 = 3;
 /// Change owners at will.
 pub const CAP_FSETID: u32 = 4;
 /// Administration; shows `trusted.*` attributes.
@@ -39,6 +42,20 @@ impl Caller {
     /// a user namespace of their own and do not count.
     pub fn capable(&self, capability: u32) -> bool {
         self.uid == 0 && self.capabilities() >> capability & 1 == 1
+    }
+
+    /// Whether it has a capability over files of that user and group, in its own user namespace: the rule by which the
+    /// kernel lets the root of a container do to the container's files what their owners may.
+    pub fn has_over(&self, capability: u32, uid: u32, gid: u32) -> bool {
+        let maps = |file: &str, id: u32| {
+            let map = std::fs::read_to_string(format!("/proc/{}/{file}", self.pid)).unwrap_or_default();
+            map.lines().any(|line| {
+                let mut numbers = line.split_whitespace().filter_map(|number| number.parse::<u64>().ok());
+                let (_, outside, count) = (numbers.next(), numbers.next(), numbers.next());
+                outside.zip(count).is_some_and(|(first, count)| (first..first + count).contains(&u64::from(id)))
+            })
+        };
+        self.capabilities() >> capability & 1 == 1 && maps("uid_map", uid) && maps("gid_map", gid)
     }
 
     /// Whether it belongs to a group.
@@ -122,6 +139,7 @@ pub fn effective_gid() -> u32 {
 struct Disguise {
     groups: Vec<libc::gid_t>,
     gid: u32,
+    capabilities: u64,
 }
 
 /// Changes one thread only: the functions of libc of the same names change all threads of the process.
@@ -146,7 +164,7 @@ impl Disguise {
         let count = raw(libc::SYS_getgroups, [0, 0, 0])?;
         let mut groups = vec![0; count as usize];
         raw(libc::SYS_getgroups, [groups.len() as u64, groups.as_mut_ptr() as u64, 0])?;
-        let disguise = Disguise { groups, gid: effective_gid() };
+        let disguise = Disguise { groups, gid: effective_gid(), capabilities: effective_capabilities()? };
         let capabilities = if caller.uid == 0 { caller.capabilities() } else { 0 };
         set_groups(&caller.groups())?;
         set_effective(libc::SYS_setresgid, caller.gid)?;
@@ -160,7 +178,7 @@ impl Disguise {
 
     fn take_off(&self) -> io::Result<()> {
         set_effective(libc::SYS_setresuid, 0)?;
-        set_effective_capabilities(u64::MAX)?;
+        set_effective_capabilities(self.capabilities)?;
         set_effective(libc::SYS_setresgid, self.gid)?;
         set_groups(&self.groups)
     }
@@ -174,36 +192,6 @@ impl Drop for Disguise {
             std::process::abort();
         }
     }
-}
-
-/// Sets the effective capabilities of this thread to those of `mask` that are permitted to it.
-fn set_effective_capabilities(mask: u64) -> io::Result<()> {
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: i32,
-    }
-    #[derive(Clone, Copy)]
-    #[repr(C)]
-    struct Data {
-        effective: u32,
-        permitted: u32,
-        inheritable: u32,
-    }
-    // _LINUX_CAPABILITY_VERSION_3: two sets of 32 bits each.
-    let mut header = Header { version: 0x2008_0522, pid: 0 };
-    let mut data = [Data { effective: 0, permitted: 0, inheritable: 0 }; 2];
-    // SAFETY: header and data are what capget(2) wants for this version.
-    if unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    data[0].effective = data[0].permitted & mask as u32;
-    data[1].effective = data[1].permitted & (mask >> 32) as u32;
-    // SAFETY: as above.
-    if unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ impl NameTree {
             // Removed while open: it is empty.
             Err(_) => return Ok(Vec::new()),
         };
-        let mut entries = self.fs.list(&path).context("list", &path)?;
+        let mut entries = self.directory(handle.node)?.list().context("list", &path)?;
         entries.retain(|entry| !is_hidden(handle.node, &entry.name));
         Ok(entries)
     }
@@ -68,8 +68,7 @@ impl NameTree {
     /// For filesystems that do not tell the kind in the directory.
     fn kind_of_entry(&self, directory: u64, name: &OsStr) -> Option<FileKind> {
         let _namespace = self.namespace.read();
-        let path = self.join(directory, name).ok()?;
-        self.fs.stat(&path).ok().map(|stat| stat.kind())
+        self.directory(directory).ok()?.stat_at(name).ok().map(|stat| stat.kind())
     }
 
     /// Closes a directory.
@@ -83,9 +82,10 @@ impl NameTree {
         for _ in 0..TRIES {
             // A removed directory has nothing left to make durable.
             let Ok(path) = self.path(id) else { return Ok(()) };
-            let result = self.fs.sync_dir(&path);
-            if self.path(id).is_ok_and(|now| now == path) {
-                return result.context("make names durable in", &path);
+            match self.directory(id) {
+                Ok(directory) => return directory.sync().context("make names durable in", &path),
+                Err(error) if self.path(id).is_ok_and(|now| now == path) => return Err(error),
+                Err(_) => {}
             }
         }
         Err(errno("follow a directory that is renamed all the time", libc::EBUSY))

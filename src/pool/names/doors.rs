@@ -15,7 +15,7 @@ use crate::door::{self, CloneRequest, DeepenAction, DeepenRequest, DiffPage, Poo
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::log::{self, Cursor};
 use crate::events::{Event, What};
-use crate::io::{FileKind, Open, Whence};
+use crate::io::{File, FileKind, Open, Whence};
 use crate::pool::CloneOptions;
 use crate::pool::check::{Report, check_unlocked};
 use crate::units::BLOCK;
@@ -31,6 +31,11 @@ const CHECK_PAUSE: Duration = Duration::from_millis(50);
 const DIFF_RUNS: usize = 1000;
 /// Bytes of a token; in text it is twice as many hexadecimal digits.
 const TOKEN_BYTES: usize = 16;
+
+/// Whether two descriptors are of one file.
+fn is_same(one: &dyn File, other: &dyn File) -> bool {
+    matches!((one.stat(), other.stat()), (Ok(one), Ok(other)) if one.key == other.key)
+}
 
 impl NameTree {
     pub(super) fn get_door(&self, id: u64, name: &OsStr, caller: &Caller) -> Result<Vec<u8>> {
@@ -175,7 +180,8 @@ impl NameTree {
         // Whoever copies a file with its attributes (`cp -a`, `rsync -X`) brings this one along, with a path that a
         // stranger chose, and then gives the copy the stranger's mode. So this door opens only what strangers may read.
         let everybody = match caller::effective_uid() {
-            0 => Caller::stranger().act(open).is_ok(),
+            // The same file: the path may lead to another one by now.
+            0 => Caller::stranger().act(open).is_ok_and(|theirs| is_same(&*theirs, &*file)),
             _ => file.stat().context("look at", &path)?.mode & 0o004 != 0,
         };
         if !everybody {

@@ -16,6 +16,7 @@ mod doors;
 mod groups;
 mod handle;
 mod opens;
+mod places;
 mod policies;
 mod snapshots;
 mod table;
@@ -23,6 +24,7 @@ mod tree;
 mod ways;
 mod xattr;
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -42,10 +44,11 @@ pub use xattr::{get_takes_long, set_may_wait};
 
 use self::groups::Groups;
 use self::handle::Handles;
+use self::places::Directories;
 use self::table::Table;
-use super::{Names, Pool};
+use super::{Names, Pool, Spot};
 use crate::error::{Context, Error, Result};
-use crate::io::{FileKey, FileKind, FileRef, Fs, Stat};
+use crate::io::{FileId, FileKey, FileKind, FileRef, Fs, InodeRef, Stat};
 use crate::units::Id;
 use crate::volume::Volume;
 
@@ -94,6 +97,8 @@ pub struct NameTree {
     /// a lookup could record a file that is just being removed.
     directories: [RwLock<()>; STRIPES],
     table: Mutex<Table>,
+    /// Directories that are held. Taken under `table` too.
+    in_use: Mutex<Directories>,
     handles: Handles,
     /// Groups that were begun.
     groups: Mutex<Groups>,
@@ -111,6 +116,7 @@ impl NameTree {
         let root = fs.stat(Path::new("")).context("look at the root of", &settings.pool)?;
         let tree = NameTree {
             table: Mutex::new(Table::new(root.key)),
+            in_use: Mutex::default(),
             pool,
             fs,
             settings,
@@ -138,19 +144,19 @@ impl NameTree {
 
     /// The kernel no longer knows the node under `count` of its lookups.
     pub fn forget(&self, node: u64, count: u64) {
-        self.table.lock().forget(snapshots::real(node), count);
+        let node = snapshots::real(node);
+        let mut table = self.table.lock();
+        let generation = table.node(node).filter(|node| node.kind == FileKind::Directory).map(|node| node.generation);
+        table.forget(node, count);
+        if let Some(generation) = generation
+            && table.node(node).is_none()
+        {
+            self.let_go(node, generation);
+        }
     }
 
     fn directory_lock(&self, directory: u64) -> &RwLock<()> {
         &self.directories[(directory % STRIPES as u64) as usize]
-    }
-
-    /// Status of what has a path; `None`: nothing. Not to know what is there is not the same.
-    fn there(&self, path: &Path) -> io::Result<Option<Stat>> {
-        match self.fs.stat(path) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-            other => other.map(Some),
-        }
     }
 
     fn kind(&self, id: u64) -> Result<FileKind> {
@@ -164,25 +170,36 @@ impl NameTree {
     /// The volume of a regular file.
     fn volume(&self, id: u64) -> Result<Arc<Volume>> {
         for _ in 0..TRIES {
-            let (key, path) = match self.opened_or_place(id)? {
+            let (file, path) = match self.opened_or_place(id)? {
                 Place::Open(volume) => return Ok(volume),
-                Place::At(key, path) => (key, path),
+                Place::At(file, path) => (file, path),
             };
-            let volume = self.pool.volume(key, &path);
+            let volume = self.pool.volume(file.key, &path);
             // Waits for a rename or a swap that is under way, so that what is known of the node is right again.
             let namespace = self.namespace.read();
-            let (now_key, now_path) = match self.opened_or_place(id)? {
+            let (now, now_path) = match self.opened_or_place(id)? {
                 Place::Open(volume) => return Ok(volume),
-                Place::At(key, path) => (key, path),
+                Place::At(file, path) => (file, path),
             };
             drop(namespace);
             match volume {
-                Ok(volume) if volume.key() == now_key => return Ok(volume),
-                Err(error) if now_key == key && now_path == path => return Err(error),
+                Ok(volume) if volume.key() == now.key => return Self::made_then(volume, now),
+                Err(error) if now.key == file.key && now_path == path => return Err(error),
                 _ => {}
             }
         }
         Err(errno("follow a file that is renamed all the time", libc::EBUSY))
+    }
+
+    /// A volume by the key of a node, unless its file is a later one that got the inode number of the node's.
+    fn made_then(volume: Arc<Volume>, known: FileId) -> Result<Arc<Volume>> {
+        if known.birth.is_none() {
+            return Ok(volume);
+        }
+        let stat = volume.with_file(|file| file.stat()).context("look at", volume.path())?;
+        // Replaced since, by what has the right to: it is the same volume.
+        let same = stat.key != known.key || stat.id().is(known);
+        if same { Ok(volume) } else { Err(stale().at(volume.path())) }
     }
 
     fn opened_or_place(&self, id: u64) -> Result<Place> {
@@ -191,7 +208,7 @@ impl NameTree {
         match &node.open {
             _ if node.kind != FileKind::File => Err(errno("use as a regular file", libc::EINVAL)),
             Some(open) => Ok(Place::Open(open.volume.clone())),
-            None => Ok(Place::At(node.key, table.path(id).ok_or_else(stale)?)),
+            None => Ok(Place::At(node.id(), table.path(id).ok_or_else(stale)?)),
         }
     }
 
@@ -211,23 +228,8 @@ impl NameTree {
             return volume.with_file(|file| work(Target::Open(file.clone()))).map_err(|e| Error::io(operation, e));
         }
         let _namespace = self.namespace.read();
-        let (path, _) = self.verified(id)?;
-        work(Target::Named(&*self.fs, &path)).context(operation, &path)
-    }
-
-    /// Path and backing status of a node, after a look that the path still leads to it. Call it with `namespace` shared.
-    fn verified(&self, id: u64) -> Result<(PathBuf, Stat)> {
-        let (path, key, kind) = {
-            let table = self.table.lock();
-            let node = table.node(id).ok_or_else(stale)?;
-            (table.path(id).ok_or_else(stale)?, node.key, node.kind)
-        };
-        let stat = self.fs.stat(&path).context("look at", &path)?;
-        if stat.key == key && stat.kind() == kind {
-            return Ok((path, stat));
-        }
-        // Another file was put there without us. The kernel looks the name up again when it hears ESTALE.
-        Err(stale().at(path))
+        let (object, path, _) = self.object(id)?;
+        work(Target::Held(object)).context(operation, &path)
     }
 
     /// Pushes what the kernel caches of a node to us, if any process can have stored something there.
@@ -265,17 +267,23 @@ impl Names for NameTree {
         &self,
         key: FileKey,
         hint: Option<&Path>,
-        swap: &mut dyn FnMut(&Path) -> Result<FileKey>,
+        swap: &mut dyn FnMut(&Spot) -> Result<FileKey>,
     ) -> Result<Option<FileKey>> {
         let _namespace = self.namespace.write();
         let known = {
             let table = self.table.lock();
-            table.find(key).map(|id| table.paths(id)).unwrap_or_default()
+            table.find(key).map(|id| table.places(id)).unwrap_or_default()
         };
-        for path in known.iter().map(PathBuf::as_path).chain(hint) {
-            if self.fs.stat(path).is_ok_and(|stat| stat.key == key) {
-                let new = swap(path)?;
-                let node = self.table.lock().rekey(key, new);
+        let known = known.into_iter().filter_map(|(parent, name)| {
+            let (directory, path) = (self.directory(parent).ok()?, self.join(parent, &name).ok()?);
+            Some(Spot { directory, name: OsString::from(&*name), path })
+        });
+        for spot in known.chain(hint.and_then(|path| Spot::find(&*self.fs, path).ok())) {
+            if spot.has(key) {
+                let new = swap(&spot)?;
+                let stat = spot.directory.stat_at(&spot.name).ok().filter(|stat| stat.key == new);
+                let new_id = stat.as_ref().map_or(FileId::from(new), Stat::id);
+                let node = self.table.lock().rekey(key, new_id);
                 // Another file has other blocks. Attributes only: nothing that waits.
                 node.inspect(|id| self.attributes_changed(*id));
                 return Ok(Some(new));
@@ -309,13 +317,13 @@ impl Names for NameTree {
 /// How to come to the volume of a node.
 enum Place {
     Open(Arc<Volume>),
-    At(FileKey, PathBuf),
+    At(FileId, PathBuf),
 }
 
 /// Where the attributes of a node are.
-enum Target<'a> {
+enum Target {
     Open(FileRef),
-    Named(&'a dyn Fs, &'a Path),
+    Held(InodeRef),
 }
 
 /// An error with a given errno.

@@ -126,7 +126,7 @@ impl NameTree {
         let stubs = self.stubs_node()?;
         let (node, generation) = {
             let mut table = self.table.lock();
-            let node = table.enter(stubs, OsStr::new(&id.to_string()), stat.key, stat.kind());
+            let node = table.enter(stubs, OsStr::new(&id.to_string()), stat.id(), stat.kind());
             (node, table.node(node).map_or(0, |node| node.generation))
         };
         drop(namespace);

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::handle::OpenFile;
-use crate::io::{FileKey, FileKind, Stat};
+use crate::io::{FileId, FileKey, FileKind, Stat, Timestamp};
 
 /// Number of the root node, fixed by the FUSE protocol.
 pub const ROOT: u64 = 1;
@@ -30,6 +30,8 @@ pub struct Node {
     pub kind: FileKind,
     /// The backing file.
     pub key: FileKey,
+    /// When that was made, if it is known.
+    pub birth: Option<Timestamp>,
     /// A regular file with open handles.
     pub open: Option<OpenFile>,
     /// Last status of a file that lost its last known name, for those who still hold it.
@@ -40,6 +42,13 @@ pub struct Node {
     links: Vec<(u64, Arc<OsStr>)>,
     /// Known entries of a directory.
     children: HashMap<Arc<OsStr>, u64>,
+}
+
+impl Node {
+    /// Which file it is.
+    pub fn id(&self) -> FileId {
+        FileId { key: self.key, birth: self.birth }
+    }
 }
 
 /// All nodes.
@@ -60,7 +69,7 @@ impl Table {
     pub fn new(root: FileKey) -> Table {
         let devices = vec![root.dev];
         let mut table = Table { nodes: HashMap::new(), by_key: HashMap::new(), devices, made_up: 0, generation: 0 };
-        table.insert(ROOT, root, FileKind::Directory);
+        table.insert(ROOT, root.into(), FileKind::Directory);
         table
     }
 
@@ -84,19 +93,33 @@ impl Table {
         self.nodes.get(&parent)?.children.get(name).copied()
     }
 
-    /// Records that a name is the file `key`, and that the kernel is told so once; returns its number.
-    pub fn enter(&mut self, parent: u64, name: &OsStr, key: FileKey, kind: FileKind) -> u64 {
-        let known = self.find(key).filter(|id| self.may_be(*id, kind, (parent, name)));
-        let id = known.unwrap_or_else(|| self.make(key, kind));
+    /// Records that a name is a file, and that the kernel is told so once; returns its number.
+    pub fn enter(&mut self, parent: u64, name: &OsStr, file: impl Into<FileId>, kind: FileKind) -> u64 {
+        let file = file.into();
+        let known = self.find(file.key).filter(|id| self.may_be(*id, file, kind, (parent, name)));
+        let id = known.unwrap_or_else(|| self.make(file, kind));
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.birth = file.birth.or(node.birth);
+        }
         self.name(id, (parent, name));
         id
     }
 
     /// As [`Table::enter`] for a file that was just made: a node that has the same key is of an older file.
-    pub fn enter_new(&mut self, parent: u64, name: &OsStr, key: FileKey, kind: FileKind) -> u64 {
-        let id = self.make(key, kind);
+    pub fn enter_new(&mut self, parent: u64, name: &OsStr, file: impl Into<FileId>, kind: FileKind) -> u64 {
+        let id = self.make(file.into(), kind);
         self.name(id, (parent, name));
         id
+    }
+
+    /// The same where the file was found under its name after it was made: another one may have got the name meanwhile.
+    /// What was made at the same moment as a known node is that one.
+    pub fn enter_made(&mut self, parent: u64, name: &OsStr, file: FileId, kind: FileKind) -> u64 {
+        let known = self.find(file.key).and_then(|id| self.node(id));
+        if file.birth.is_some() && known.is_some_and(|node| node.birth == file.birth) {
+            return self.enter(parent, name, file, kind);
+        }
+        self.enter_new(parent, name, file, kind)
     }
 
     /// The kernel forgot the number `count` times.
@@ -154,10 +177,12 @@ impl Table {
     }
 
     /// The backing file of a node was replaced; returns the node.
-    pub fn rekey(&mut self, old: FileKey, new: FileKey) -> Option<u64> {
+    pub fn rekey(&mut self, old: FileKey, new: impl Into<FileId>) -> Option<u64> {
+        let new = new.into();
         let id = self.by_key.remove(&old)?;
-        self.nodes.get_mut(&id)?.key = new;
-        self.by_key.insert(new, id);
+        let node = self.nodes.get_mut(&id)?;
+        (node.key, node.birth) = (new.key, new.birth);
+        self.by_key.insert(new.key, id);
         Some(id)
     }
 
@@ -181,6 +206,17 @@ impl Table {
     pub fn paths(&self, id: u64) -> Vec<PathBuf> {
         let Some(node) = self.nodes.get(&id) else { return Vec::new() };
         node.links.iter().rev().filter_map(|(parent, name)| self.join(*parent, name)).collect()
+    }
+
+    /// Directory and name of a node that has one.
+    pub fn place(&self, id: u64) -> Option<(u64, Arc<OsStr>)> {
+        self.nodes.get(&id)?.links.last().cloned()
+    }
+
+    /// Directories and names of a node, the one seen last first.
+    pub fn places(&self, id: u64) -> Vec<(u64, Arc<OsStr>)> {
+        let Some(node) = self.nodes.get(&id) else { return Vec::new() };
+        node.links.iter().rev().cloned().collect()
     }
 
     /// Path of `name` in the directory `parent`.
@@ -240,7 +276,8 @@ impl Table {
     }
 
     /// A new node, which takes the key over from an older one.
-    fn make(&mut self, key: FileKey, kind: FileKind) -> u64 {
+    fn make(&mut self, file: FileId, kind: FileKind) -> u64 {
+        let key = file.key;
         if !self.devices.contains(&key.dev) {
             self.devices.push(key.dev);
         }
@@ -249,17 +286,18 @@ impl Table {
             self.made_up += 1;
             id = MADE_UP | self.made_up;
         }
-        self.insert(id, key, kind);
+        self.insert(id, file, kind);
         id
     }
 
-    fn insert(&mut self, id: u64, key: FileKey, kind: FileKind) {
+    fn insert(&mut self, id: u64, FileId { key, birth }: FileId, kind: FileKind) {
         // The kernel keeps 32 bits of it.
         self.generation = (self.generation + 1) & u64::from(u32::MAX);
         let node = Node {
             generation: self.generation,
             kind,
             key,
+            birth,
             open: None,
             gone: None,
             lookups: 0,
@@ -272,8 +310,9 @@ impl Table {
 
     /// Whether the file that was found under `name` can be this node, whose key it has. A directory has one name only: a
     /// second one is a bind mount (which the kernel must see as another directory) or the trace of a move made without us.
-    fn may_be(&self, id: u64, kind: FileKind, name: Name<'_>) -> bool {
-        let Some(node) = self.nodes.get(&id).filter(|node| node.kind == kind) else { return false };
+    fn may_be(&self, id: u64, file: FileId, kind: FileKind, name: Name<'_>) -> bool {
+        let same = |node: &&Node| node.kind == kind && node.id().is(file);
+        let Some(node) = self.nodes.get(&id).filter(same) else { return false };
         kind != FileKind::Directory || self.child(name.0, name.1) == Some(id) || (node.links.is_empty() && id != ROOT)
     }
 

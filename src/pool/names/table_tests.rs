@@ -145,5 +145,6 @@ fn status(ino: u64) -> Stat {
         atime: time,
         mtime: time,
         ctime: time,
+        birth: None,
     }
 }

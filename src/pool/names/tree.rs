@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::attributes::Attributes;
-use super::caller::{Caller, effective_gid, effective_uid};
+use super::caller::{CAP_FSETID, Caller};
 use super::handle::Handles;
 use super::{HIDDEN, NameTree, ROOT, errno, snapshots, stale};
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::{Event, What};
-use crate::io::{FileKind, FileRef, Open, Rename, Stat};
+use crate::io::{FileKind, InodeRef, Rename, Stat};
 use crate::volume::Volume;
 
 /// A file that the kernel is told about; it counts as one lookup.
@@ -62,8 +62,8 @@ impl NameTree {
         }
         let namespace = self.namespace.read();
         let directory = self.directory_lock(parent).read();
-        let path = self.join(parent, name)?;
-        let stat = match self.fs.stat(&path) {
+        let (holder, path) = (self.directory(parent)?, self.join(parent, name)?);
+        let stat = match holder.stat_at(name).map_err(|error| self.unless_gone(parent, &holder, error)) {
             Ok(stat) => stat,
             Err(error) => {
                 if error.raw_os_error() == Some(libc::ENOENT) {
@@ -74,7 +74,7 @@ impl NameTree {
         };
         let (node, generation) = {
             let mut table = self.table.lock();
-            let id = table.enter(parent, name, stat.key, stat.kind());
+            let id = table.enter(parent, name, stat.id(), stat.kind());
             (id, table.node(id).map_or(0, |node| node.generation))
         };
         drop((directory, namespace));
@@ -143,18 +143,18 @@ impl NameTree {
         self.check_new_name(parent, name)?;
         let namespace = self.namespace.read();
         let lock = self.directory_lock(parent).write();
-        let (directory, path) = (self.path(parent)?, self.join(parent, name)?);
+        let (directory, path) = (self.directory(parent)?, self.join(parent, name)?);
         let mode = self.masked(&directory, how) & 0o7777;
-        let file = self.fs.open(&path, Open::CreateNew(mode)).map_err(|error| {
+        let file = self.act_to_make(&how.caller, || directory.create(name, mode)).map_err(|error| {
             let retry = error.raw_os_error() == Some(libc::EEXIST) && !exclusive;
-            if retry { stale() } else { Error::io("create", error) }.at(&path)
+            if retry { stale() } else { Error::io("create", self.unless_gone(parent, &directory, error)) }.at(&path)
         })?;
-        let stat = self.give_file(&directory, &file, mode, how).or_else(|error| {
-            // Not left behind half made; if even that fails, it is an empty file of the daemon's user.
-            drop(self.fs.unlink(&path));
-            Err(error).context("give a new file to its owner", &path)
-        })?;
-        let (node, generation) = self.enter_new(parent, name, stat);
+        let stat = file.stat().context("look at", &path)?;
+        let (node, generation) = {
+            let mut table = self.table.lock();
+            let id = table.enter_new(parent, name, stat.id(), stat.kind());
+            (id, table.node(id).map_or(0, |node| node.generation))
+        };
         drop((lock, namespace));
         let volume = self.made(&directory, self.pool.created(&path, file)).inspect_err(|_| self.forget(node, 1))?;
         let _asking = how.caller.asks();
@@ -162,46 +162,25 @@ impl NameTree {
         Ok((node, generation, path, volume))
     }
 
-    fn enter_new(&self, parent: u64, name: &OsStr, stat: Stat) -> (u64, u64) {
-        let mut table = self.table.lock();
-        let id = table.enter_new(parent, name, stat.key, stat.kind());
-        (id, table.node(id).map_or(0, |node| node.generation))
-    }
-
-    /// Gives a new open file to the caller.
-    fn give_file(&self, directory: &Path, file: &FileRef, mode: u32, how: &Creation) -> std::io::Result<Stat> {
-        let stat = file.stat()?;
-        if effective_uid() != 0 {
-            return Ok(stat);
+    /// The mode after the umask. A default ACL of the directory takes the place of the umask, see acl(5). Whoever is not in
+    /// the group that a file gets from its directory gives nobody the rights of that group: newer kernels see to it before
+    /// they ask us.
+    fn masked(&self, directory: &InodeRef, how: &Creation) -> u32 {
+        let mut mode = how.mode & !(how.umask & 0o777);
+        if mode != how.mode && directory.get_xattr(&"system.posix_acl_default".into()).is_ok() {
+            mode = how.mode;
         }
-        let (uid, gid) = self.owners(directory, stat, how)?;
-        if uid.is_none() && gid.is_none() {
-            return Ok(stat);
+        let group = libc::S_ISGID | libc::S_IXGRP;
+        if mode & group == group
+            && FileKind::from_mode(mode) != FileKind::Directory
+            && let Ok(stat) = directory.stat()
+            && stat.mode & libc::S_ISGID != 0
+            && !how.caller.in_group(stat.gid)
+            && !how.caller.capable(CAP_FSETID)
+        {
+            mode &= !libc::S_ISGID;
         }
-        file.chown(uid, gid)?;
-        // The change of owner cleared them; the kernel has checked that the caller may set them.
-        if mode & (libc::S_ISUID | libc::S_ISGID) != 0 {
-            file.chmod(stat.mode & 0o7777 | mode & (libc::S_ISUID | libc::S_ISGID))?;
-        }
-        file.stat()
-    }
-
-    /// Owner and group that a file just made by root has to get. The backing filesystem has chosen the group where the
-    /// directory is setgid (or the filesystem is mounted with `grpid`).
-    fn owners(&self, directory: &Path, stat: Stat, how: &Creation) -> std::io::Result<(Option<u32>, Option<u32>)> {
-        let inherited = stat.gid != effective_gid() || self.fs.stat(directory)?.mode & libc::S_ISGID != 0;
-        let uid = (stat.uid != how.caller.uid).then_some(how.caller.uid);
-        let gid = (!inherited && stat.gid != how.caller.gid).then_some(how.caller.gid);
-        Ok((uid, gid))
-    }
-
-    /// The mode after the umask. A default ACL of the directory takes the place of the umask, see acl(5).
-    fn masked(&self, directory: &Path, how: &Creation) -> u32 {
-        let masked = how.mode & !(how.umask & 0o777);
-        if masked == how.mode || self.fs.get_xattr(directory, &"system.posix_acl_default".into()).is_ok() {
-            return how.mode;
-        }
-        masked
+        mode
     }
 
     /// Makes a directory, a device, a FIFO, a socket or (not opened) a regular file, by the type bits of the mode.
@@ -211,12 +190,12 @@ impl NameTree {
             let stat = volume.file().ok_or_else(stale)?.stat().context("look at", &path)?;
             return self.found(node, generation, &path, stat);
         }
-        self.make_named(parent, name, how, |directory, path| {
+        self.make_named(parent, name, how, |directory| {
             let mode = self.masked(directory, how);
             if FileKind::from_mode(how.mode) == FileKind::Directory {
-                self.fs.mkdir(path, mode & 0o7777)
+                directory.mkdir(name, mode & 0o7777)
             } else {
-                self.fs.mknod(path, mode, how.rdev)
+                directory.mknod(name, mode, how.rdev)
             }
         })
     }
@@ -224,7 +203,7 @@ impl NameTree {
     /// Makes a symbolic link.
     pub fn symlink(&self, parent: u64, name: &OsStr, target: &Path, caller: Caller) -> Result<Found> {
         let how = Creation { mode: libc::S_IFLNK | 0o777, umask: 0, rdev: 0, caller };
-        self.make_named(parent, name, &how, |_, path| self.fs.symlink(target, path))
+        self.make_named(parent, name, &how, |directory| directory.symlink(target, name))
     }
 
     fn make_named(
@@ -232,51 +211,39 @@ impl NameTree {
         parent: u64,
         name: &OsStr,
         how: &Creation,
-        make: impl FnOnce(&Path, &Path) -> std::io::Result<()>,
+        make: impl FnOnce(&InodeRef) -> std::io::Result<()>,
     ) -> Result<Found> {
         self.check_new_name(parent, name)?;
         let namespace = self.namespace.read();
         let lock = self.directory_lock(parent).write();
-        let (directory, path) = (self.path(parent)?, self.join(parent, name)?);
-        make(&directory, &path).context("create", &path)?;
-        let stat = self.give_named(&directory, &path, how).or_else(|error| {
-            let is_dir = FileKind::from_mode(how.mode) == FileKind::Directory;
-            drop(if is_dir { self.fs.rmdir(&path) } else { self.fs.unlink(&path) });
-            Err(error).context("give a new file to its owner", &path)
-        })?;
-        let (node, generation) = self.enter_new(parent, name, stat);
+        let (directory, path) = (self.directory(parent)?, self.join(parent, name)?);
+        let made = self.act_to_make(&how.caller, || make(&directory));
+        made.map_err(|error| self.unless_gone(parent, &directory, error)).context("create", &path)?;
+        // What has the name now: nothing is done to it, so it may as well be something else.
+        let stat = directory.stat_at(name).context("look at", &path)?;
+        if stat.kind() != FileKind::from_mode(how.mode) {
+            return Err(stale().at(path));
+        }
+        let (node, generation) = {
+            let mut table = self.table.lock();
+            let id = table.enter_made(parent, name, stat.id(), stat.kind());
+            (id, table.node(id).map_or(0, |node| node.generation))
+        };
         drop((lock, namespace));
         self.made(&directory, Ok(()))?;
         self.found(node, generation, &path, stat)
     }
 
-    fn give_named(&self, directory: &Path, path: &Path, how: &Creation) -> std::io::Result<Stat> {
-        let stat = self.fs.stat(path)?;
-        if effective_uid() != 0 {
-            return Ok(stat);
-        }
-        let (uid, gid) = self.owners(directory, stat, how)?;
-        if uid.is_none() && gid.is_none() {
-            return Ok(stat);
-        }
-        self.fs.chown(path, uid, gid)?;
-        let ids = how.mode & (libc::S_ISUID | libc::S_ISGID);
-        if ids != 0 && !matches!(stat.kind(), FileKind::Directory | FileKind::Symlink) {
-            self.fs.chmod(path, stat.mode & 0o7777 | ids)?;
-        }
-        self.fs.stat(path)
-    }
-
     /// After a change in `directory`: durable now if the mount is so.
-    fn made<T>(&self, directory: &Path, result: Result<T>) -> Result<T> {
+    fn made<T>(&self, directory: &InodeRef, result: Result<T>) -> Result<T> {
         if self.settings.sync_directories {
-            self.fs.sync_dir(directory).context("make names durable in", directory)?;
+            directory.sync().context("make names durable in", "a directory")?;
         }
         result
     }
 
     /// Removes a name that is not a directory's.
-    pub fn unlink(&self, parent: u64, name: &OsStr) -> Result<()> {
+    pub fn unlink(&self, parent: u64, name: &OsStr, caller: &Caller) -> Result<()> {
         if is_hidden(parent, name) {
             return Err(errno("remove", libc::ENOENT).at(name));
         }
@@ -285,26 +252,21 @@ impl NameTree {
         }
         let namespace = self.namespace.read();
         let lock = self.directory_lock(parent).write();
-        let (directory, path) = (self.path(parent)?, self.join(parent, name)?);
-        let stat = self.fs.stat(&path).context("remove", &path)?;
+        let (directory, path) = (self.directory(parent)?, self.join(parent, name)?);
+        // Held, so that the backing filesystem frees its blocks (which can take seconds) when this is dropped, and not
+        // while we hold locks.
+        let held = directory.at(name).context("remove", &path)?;
+        let stat = held.stat().context("remove", &path)?;
         // What holds no bytes yet has none to lose.
         if self.pool.policies().is_protected(&path) && self.described(&path, stat)?.size > 0 {
             self.check_free("remove", &path)?;
         }
-        let held = self.hold(&path, &stat);
-        self.fs.unlink(&path).context("remove", &path)?;
+        self.act_on_names(caller, &[stat], || directory.unlink(name)).context("remove", &path)?;
         self.table.lock().removed(parent, name, stat);
         drop((lock, namespace));
         self.lost_name(&path, &stat, None);
         drop(held);
         self.made(&directory, Ok(()))
-    }
-
-    /// Keeps a file that is about to lose its last name, so that the backing filesystem frees its blocks (which can take
-    /// seconds) when this is dropped, and not while we hold locks.
-    fn hold(&self, path: &Path, stat: &Stat) -> Option<FileRef> {
-        let last = stat.kind() == FileKind::File && stat.nlink == 1;
-        last.then(|| self.fs.open(path, Open::Read).ok()).flatten()
     }
 
     fn lost_name(&self, path: &Path, stat: &Stat, to: Option<&Path>) {
@@ -316,24 +278,35 @@ impl NameTree {
     }
 
     /// Removes an empty directory.
-    pub fn rmdir(&self, parent: u64, name: &OsStr) -> Result<()> {
+    pub fn rmdir(&self, parent: u64, name: &OsStr, caller: &Caller) -> Result<()> {
         if is_hidden(parent, name) {
             return Err(errno("remove directory", libc::ENOENT).at(name));
         }
         self.check_changeable(parent)?;
         let namespace = self.namespace.read();
         let lock = self.directory_lock(parent).write();
-        let (directory, path) = (self.path(parent)?, self.join(parent, name)?);
+        let (directory, path) = (self.directory(parent)?, self.join(parent, name)?);
         self.check_free_below("remove directory", &path)?;
-        let stat = self.fs.stat(&path).context("remove directory", &path)?;
-        self.fs.rmdir(&path).context("remove directory", &path)?;
+        let stat = directory.stat_at(name).context("remove directory", &path)?;
+        self.act_on_names(caller, &[stat], || directory.rmdir(name)).context("remove directory", &path)?;
+        self.lost_directory(parent, name);
         self.table.lock().removed(parent, name, stat);
         drop((lock, namespace));
         self.made(&directory, Ok(()))
     }
 
+    /// A directory that is removed is not held any longer: it would keep its place on the disk.
+    fn lost_directory(&self, parent: u64, name: &OsStr) {
+        let table = self.table.lock();
+        if let Some(id) = table.child(parent, name)
+            && let Some(node) = table.node(id)
+        {
+            self.let_go(id, node.generation);
+        }
+    }
+
     /// Renames.
-    pub fn rename(&self, from: (u64, &OsStr), to: (u64, &OsStr), how: Rename) -> Result<()> {
+    pub fn rename(&self, from: (u64, &OsStr), to: (u64, &OsStr), how: Rename, caller: &Caller) -> Result<()> {
         if is_hidden(from.0, from.1) {
             return Err(errno("rename", libc::ENOENT).at(from.1));
         }
@@ -343,25 +316,32 @@ impl NameTree {
         self.check_new_name(to.0, to.1)?;
         let namespace = self.namespace.write();
         let (old, new) = (self.join(from.0, from.1)?, self.join(to.0, to.1)?);
-        let source = self.fs.stat(&old).context("rename", &old)?;
-        let there = self.there(&new).context("rename", &new)?;
+        let (from_dir, to_dir) = (self.directory(from.0)?, self.directory(to.0)?);
+        let source = from_dir.stat_at(from.1).context("rename", &old)?;
+        let held = match to_dir.at(to.1) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => None,
+            other => Some(other.context("rename", &new)?),
+        };
+        let there = held.as_ref().map(|held| held.stat()).transpose().context("rename", &new)?;
         self.check_free_below("rename", &old)?;
         if there.is_some() {
             self.check_free_below("rename over", &new)?;
         }
-        let target = there.filter(|_| how == Rename::Replace);
-        let held = target.and_then(|stat| self.hold(&new, &stat));
-        self.fs.rename(&old, &new, how).context("rename", &old)?;
+        let target = there.filter(|_| matches!(how, Rename::Replace | Rename::Whiteout));
+        let objects: Vec<Stat> = [Some(source), there].into_iter().flatten().collect();
+        self.act_on_names(caller, &objects, || from_dir.rename(from.1, &*to_dir, to.1, how)).context("rename", &old)?;
         // Two names of one file: rename(2) does nothing then, and says that it succeeded.
         let same = target.is_some_and(|target| target.key == source.key);
         if !same {
+            if target.is_some_and(|target| target.kind() == FileKind::Directory) {
+                self.lost_directory(to.0, to.1);
+            }
             let mut table = self.table.lock();
             match how {
                 Rename::Exchange => table.exchanged(from, to),
-                Rename::Replace | Rename::NoReplace => table.renamed(from, to, target),
+                _ => table.renamed(from, to, target),
             }
         }
-        let directories = (self.path(from.0)?, self.path(to.0)?);
         if !same && let Err(error) = self.pool.snapshots_follow(&old, &new, how == Rename::Exchange) {
             tracing::warn!("the snapshots of {old:?} stay under that name: {error}");
         }
@@ -370,8 +350,8 @@ impl NameTree {
             self.lost_name(&new, &target, Some(&old));
         }
         drop(held);
-        self.made(&directories.0, Ok(()))?;
-        if from.0 == to.0 { Ok(()) } else { self.made(&directories.1, Ok(())) }
+        self.made(&from_dir, Ok(()))?;
+        if from.0 == to.0 { Ok(()) } else { self.made(&to_dir, Ok(())) }
     }
 
     /// Gives a file one more name. It can wait for clones of the file that are being made: not for a FUSE thread.
@@ -386,14 +366,14 @@ impl NameTree {
         }
         let namespace = self.namespace.read();
         let lock = self.directory_lock(parent).write();
-        let (directory, path) = (self.path(parent)?, self.join(parent, name)?);
-        let (old, stat) = self.verified(id)?;
-        self.fs.link(&old, &path).context("link", &path)?;
+        let (directory, path) = (self.directory(parent)?, self.join(parent, name)?);
+        let (file, _, stat) = self.object(id)?;
+        directory.link(&*file, name).context("link", &path)?;
         // One more name, and another time of the last change: if that cannot be looked at, it is there all the same.
-        let stat = self.fs.stat(&path).ok().filter(|now| now.key == stat.key).unwrap_or(stat);
+        let stat = file.stat().unwrap_or(stat);
         let (node, generation) = {
             let mut table = self.table.lock();
-            let id = table.enter(parent, name, stat.key, stat.kind());
+            let id = table.enter(parent, name, stat.id(), stat.kind());
             (id, table.node(id).map_or(0, |node| node.generation))
         };
         drop((lock, namespace));
@@ -404,8 +384,8 @@ impl NameTree {
     /// Target of a symbolic link.
     pub fn readlink(&self, id: u64) -> Result<PathBuf> {
         let _namespace = self.namespace.read();
-        let (path, _) = self.verified(id)?;
-        self.fs.readlink(&path).context("read link", &path)
+        let (link, path, _) = self.object(id)?;
+        link.readlink().context("read link", &path)
     }
 
     /// Open handles by number.

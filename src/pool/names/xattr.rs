@@ -103,38 +103,38 @@ fn is_acl(name: &OsStr) -> bool {
 
 /// Setting an ACL sets the group's permissions; whoever is not in the group may not keep setgid on the file then.
 /// The backing filesystem cannot see that: it is the daemon who asks it.
-fn drop_group_id(target: &Target<'_>, caller: &Caller) -> io::Result<()> {
+fn drop_group_id(target: &Target, caller: &Caller) -> io::Result<()> {
     let stat = target.stat()?;
     let keeps = stat.mode & libc::S_ISGID == 0 || caller.in_group(stat.gid) || caller.capable(CAP_FSETID);
     if keeps { Ok(()) } else { target.chmod(stat.mode & 0o7777 & !libc::S_ISGID) }
 }
 
-impl Target<'_> {
+impl Target {
     fn get_xattr(&self, name: &OsString) -> io::Result<Vec<u8>> {
         match self {
             Target::Open(file) => file.get_xattr(name),
-            Target::Named(fs, path) => fs.get_xattr(path, name),
+            Target::Held(file) => file.get_xattr(name),
         }
     }
 
     fn set_xattr(&self, name: &OsString, value: &[u8], flags: i32) -> io::Result<()> {
         match self {
             Target::Open(file) => file.set_xattr(name, value, flags),
-            Target::Named(fs, path) => fs.set_xattr(path, name, value, flags),
+            Target::Held(file) => file.set_xattr(name, value, flags),
         }
     }
 
     fn list_xattr(&self) -> io::Result<Vec<OsString>> {
         match self {
             Target::Open(file) => file.list_xattr(),
-            Target::Named(fs, path) => fs.list_xattr(path),
+            Target::Held(file) => file.list_xattr(),
         }
     }
 
     fn remove_xattr(&self, name: &OsString) -> io::Result<()> {
         match self {
             Target::Open(file) => file.remove_xattr(name),
-            Target::Named(fs, path) => fs.remove_xattr(path, name),
+            Target::Held(file) => file.remove_xattr(name),
         }
     }
 }

@@ -5,10 +5,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clonefs::io::{DirEntry, File, FileKind, FileRef, Fs, FsInfo, Open, Rename, SetTime, Stat, Timestamp, Whence};
+use clonefs::io::{
+    DirEntry, File, FileKind, FileRef, Fs, FsInfo, InodeRef, Open, Rename, SetTime, Stat, Timestamp, Whence,
+};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::crash::{Capture, Crash, Moment};
+use super::held::SimInode;
 use super::image::{BLOCK, Change, Entry, Image};
 use super::{Call, Fault, Options, Shared, State, errno};
 use crate::common::rng::Rng;
@@ -53,7 +56,7 @@ fn enter<'a>(
 }
 
 /// The same for calls of which nothing is done when they fail.
-fn plain(state: &Shared, call: Call, what: impl FnOnce(&State) -> String) -> io::Result<MutexGuard<'_, State>> {
+pub fn plain(state: &Shared, call: Call, what: impl FnOnce(&State) -> String) -> io::Result<MutexGuard<'_, State>> {
     enter(state, call, what).map_err(|(_, fault)| errno(fault.errno))
 }
 
@@ -124,11 +127,6 @@ impl SimFs {
         self.state.lock().used()
     }
 
-    fn handle(&self, state: &mut State, ino: u64, writable: bool) -> FileRef {
-        *state.open.entry(ino).or_default() += 1;
-        Arc::new(SimFile { state: self.state.clone(), ino, writable })
-    }
-
     fn create(&self, path: &Path, mode: u32, call: &'static str) -> io::Result<(MutexGuard<'_, State>, u64)> {
         let mut state = plain(&self.state, Call::Name, |_| format!("{call} {}", path.display()))?;
         let (dir, name) = state.parent(path)?;
@@ -141,6 +139,12 @@ impl SimFs {
     }
 }
 
+/// Opens a file.
+pub fn handle(shared: &Shared, state: &mut State, ino: u64, writable: bool) -> FileRef {
+    *state.open.entry(ino).or_default() += 1;
+    Arc::new(SimFile { state: shared.clone(), ino, writable })
+}
+
 fn time(old: Timestamp, new: SetTime, now: Timestamp) -> Timestamp {
     match new {
         SetTime::Keep => old,
@@ -150,17 +154,23 @@ fn time(old: Timestamp, new: SetTime, now: Timestamp) -> Timestamp {
 }
 
 /// The change that utimensat(2) makes.
-fn times(state: &State, ino: u64, atime: SetTime, mtime: SetTime) -> io::Result<Change> {
+pub fn times(state: &State, ino: u64, atime: SetTime, mtime: SetTime) -> io::Result<Change> {
     let now = Timestamp { seconds: state.now.clock, nanos: 0 };
     let attr = &state.node(ino)?.attr;
     Ok(Change::Times { ino, atime: time(attr.atime, atime, now), mtime: time(attr.mtime, mtime, now) })
 }
 
 impl Fs for SimFs {
+    fn find(&self, path: &Path) -> io::Result<InodeRef> {
+        let mut state = plain(&self.state, Call::Read, |_| format!("hold {}", path.display()))?;
+        let ino = state.lookup(path)?;
+        Ok(SimInode::hold(&self.state, &mut state, ino))
+    }
+
     fn open(&self, path: &Path, how: Open) -> io::Result<FileRef> {
         if let Open::CreateNew(mode) = how {
             let (mut state, ino) = self.create(path, libc::S_IFREG | mode & 0o7777, "create")?;
-            return Ok(self.handle(&mut state, ino, true));
+            return Ok(handle(&self.state, &mut state, ino, true));
         }
         let mut state = plain(&self.state, Call::Read, |_| format!("open {}", path.display()))?;
         let ino = state.lookup(path)?;
@@ -168,7 +178,7 @@ impl Fs for SimFs {
             return Err(errno(libc::EINVAL));
         }
         state.labels.insert(ino, path.file_name().unwrap_or_default().to_string_lossy().into_owned());
-        Ok(self.handle(&mut state, ino, how == Open::Write))
+        Ok(handle(&self.state, &mut state, ino, how == Open::Write))
     }
 
     fn stat(&self, path: &Path) -> io::Result<Stat> {
@@ -214,20 +224,7 @@ impl Fs for SimFs {
     fn rename(&self, from: &Path, to: &Path, how: Rename) -> io::Result<()> {
         let mut state = plain(&self.state, Call::Name, |_| format!("rename {} to {}", from.display(), to.display()))?;
         let ((from_dir, from_name), (to_dir, to_name)) = (state.parent(from)?, state.parent(to)?);
-        let moved = state.entry(from_dir, &from_name).ok_or_else(|| errno(libc::ENOENT))?;
-        let there = state.entry(to_dir, &to_name);
-        let back = match (how, there) {
-            (Rename::NoReplace, Some(_)) => return Err(errno(libc::EEXIST)),
-            (Rename::Exchange, None) => return Err(errno(libc::ENOENT)),
-            (Rename::Exchange, there) => there,
-            _ if there == Some(moved) => return Ok(()),
-            _ => None,
-        };
-        state.rename(vec![
-            Entry { dir: to_dir, name: to_name, old: there, new: Some(moved) },
-            Entry { dir: from_dir, name: from_name, old: Some(moved), new: back },
-        ]);
-        Ok(())
+        state.move_name((from_dir, &from_name), (to_dir, &to_name), how)
     }
 
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -74,6 +74,7 @@ impl State {
             atime: node.attr.atime,
             mtime: node.attr.mtime,
             ctime: node.attr.mtime,
+            birth: None,
         })
     }
 
@@ -82,7 +83,9 @@ impl State {
         let ino = self.now.next;
         self.now.next += 1;
         let now = self.tick();
-        let node = Arc::new(Node::new(mode, now));
+        let mut node = Node::new(mode, now);
+        (node.attr.uid, node.attr.gid) = acting();
+        let node = Arc::new(node);
         self.durable.nodes.insert(ino, node.clone());
         self.now.nodes.insert(ino, node);
         ino
@@ -354,6 +357,13 @@ impl State {
         }
         due.then(|| self.fault.clone()).flatten()
     }
+}
+
+/// User and group that this thread makes files for: those it acts as, else root.
+fn acting() -> (u32, u32) {
+    // SAFETY: these calls take plain numbers, touch no memory and cannot fail; an id of -1 changes nothing.
+    let (uid, gid, me) = unsafe { (libc::setfsuid(u32::MAX), libc::setfsgid(u32::MAX), libc::geteuid()) };
+    if uid as u32 == me { (0, 0) } else { (uid as u32, gid as u32) }
 }
 
 /// An entry of a directory cannot reach the disk without the older changes of the same entry, nor a size that was set

@@ -11,6 +11,7 @@
 mod calls;
 mod crash;
 mod disk;
+mod held;
 pub mod image;
 mod lies;
 

@@ -1,12 +1,12 @@
 //! Bugs planted into clonefs at its seam to the system: what it asks for is not done, or done too late. The code above
 //! the seam is the real one, so what it would be without one of its steps is seen.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clonefs::io::{DirEntry, File, FileRef, Fs, FsInfo, HostFs, Open, Rename, SetTime, Stat, Whence};
+use clonefs::io::{DirEntry, File, FileRef, Fs, FsInfo, HostFs, Inode, InodeRef, Open, Rename, SetTime, Stat, Whence};
 use parking_lot::Mutex;
 
 /// What is done wrong.
@@ -117,6 +117,9 @@ impl PlantedFs {
 }
 
 impl Fs for PlantedFs {
+    fn find(&self, path: &Path) -> io::Result<InodeRef> {
+        Ok(Arc::new(PlantedInode { held: self.host.find(path)?, bug: self.fault.bug }))
+    }
     fn open(&self, path: &Path, how: Open) -> io::Result<FileRef> {
         let file = self.host.open(path, how)?;
         let (host, fault) = (self.host.clone(), self.fault.clone());
@@ -187,6 +190,84 @@ impl Fs for PlantedFs {
     }
     fn root_fd(&self) -> Option<i32> {
         self.host.root_fd()
+    }
+}
+
+/// Of what is held only names and attributes are changed; of the bugs it is the sync that matters here.
+struct PlantedInode {
+    held: InodeRef,
+    bug: Bug,
+}
+
+impl Inode for PlantedInode {
+    fn sync(&self) -> io::Result<()> {
+        if self.bug == Bug::NoDirSync { Ok(()) } else { self.held.sync() }
+    }
+    fn at(&self, name: &OsStr) -> io::Result<InodeRef> {
+        Ok(Arc::new(PlantedInode { held: self.held.at(name)?, bug: self.bug }))
+    }
+    fn stat(&self) -> io::Result<Stat> {
+        self.held.stat()
+    }
+    fn chmod(&self, mode: u32) -> io::Result<()> {
+        self.held.chmod(mode)
+    }
+    fn chown(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+        self.held.chown(uid, gid)
+    }
+    fn set_times(&self, atime: SetTime, mtime: SetTime) -> io::Result<()> {
+        self.held.set_times(atime, mtime)
+    }
+    fn get_xattr(&self, name: &OsString) -> io::Result<Vec<u8>> {
+        self.held.get_xattr(name)
+    }
+    fn set_xattr(&self, name: &OsString, value: &[u8], flags: i32) -> io::Result<()> {
+        self.held.set_xattr(name, value, flags)
+    }
+    fn list_xattr(&self) -> io::Result<Vec<OsString>> {
+        self.held.list_xattr()
+    }
+    fn remove_xattr(&self, name: &OsString) -> io::Result<()> {
+        self.held.remove_xattr(name)
+    }
+    fn readlink(&self) -> io::Result<PathBuf> {
+        self.held.readlink()
+    }
+    fn stat_at(&self, name: &OsStr) -> io::Result<Stat> {
+        self.held.stat_at(name)
+    }
+    fn list(&self) -> io::Result<Vec<DirEntry>> {
+        self.held.list()
+    }
+    fn create(&self, name: &OsStr, mode: u32) -> io::Result<FileRef> {
+        self.held.create(name, mode)
+    }
+    fn mkdir(&self, name: &OsStr, mode: u32) -> io::Result<()> {
+        self.held.mkdir(name, mode)
+    }
+    fn mknod(&self, name: &OsStr, mode: u32, rdev: u64) -> io::Result<()> {
+        self.held.mknod(name, mode, rdev)
+    }
+    fn symlink(&self, target: &Path, name: &OsStr) -> io::Result<()> {
+        self.held.symlink(target, name)
+    }
+    fn unlink(&self, name: &OsStr) -> io::Result<()> {
+        self.held.unlink(name)
+    }
+    fn rmdir(&self, name: &OsStr) -> io::Result<()> {
+        self.held.rmdir(name)
+    }
+    fn rename(&self, name: &OsStr, to: &dyn Inode, new: &OsStr, how: Rename) -> io::Result<()> {
+        self.held.rename(name, to, new, how)
+    }
+    fn link(&self, file: &dyn Inode, name: &OsStr) -> io::Result<()> {
+        self.held.link(file, name)
+    }
+    fn may_be_kept(&self) -> bool {
+        self.held.may_be_kept()
+    }
+    fn fd(&self) -> Option<i32> {
+        self.held.fd()
     }
 }
 
