@@ -1,6 +1,6 @@
 //! Rules about the source itself: imports run one way, files stay small, sources are ASCII.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Rank of each module: it may use modules of a lower rank only. `units`, `error`, `door` and `sync` are for all.
@@ -136,23 +136,63 @@ fn tests_of(directory: &Path, names: &mut String) {
 }
 
 #[test]
-fn every_promise_names_tests_that_exist() {
+fn every_promise_and_every_rule_names_tests_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let page = std::fs::read_to_string(root.join("docs/guarantees.md")).expect("docs/guarantees.md");
     let mut sources = String::new();
     for directory in ["tests", "src", "tools"] {
         tests_of(&root.join(directory), &mut sources);
     }
+    for (page, least) in [("docs/guarantees.md", 40), ("docs/ordering.md", 30)] {
+        names_tests_that_exist(page, least, &sources);
+    }
+}
+
+fn names_tests_that_exist(name: &str, least: usize, sources: &str) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join(name)).expect(name);
     let words = page.split('`').skip(1).step_by(2);
+    // Functions of the sources have shorter names.
     let names: Vec<&str> = words
         .filter(|word| {
-            word.contains('_') && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+            let letter = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            word.matches('_').count() >= 2 && word.chars().all(letter)
         })
         .collect();
-    assert!(names.len() > 40, "{} names", names.len());
-    for name in names {
-        assert!(sources.contains(&format!("fn {name}(")), "docs/guarantees.md names {name}, which is no test");
+    assert!(names.len() > least, "{} names in {name}", names.len());
+    for test in names {
+        assert!(sources.contains(&format!("fn {test}(")), "{name} names {test}, which is no test");
     }
+}
+
+/// Numbers of rules that a text cites: an R or an E and digits, not within a word.
+fn rules_in(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let rule = |word: &&str| {
+        let digits = word.strip_prefix(['R', 'E']).unwrap_or_default();
+        (1..=2).contains(&digits.len()) && digits.chars().all(|c| c.is_ascii_digit())
+    };
+    words.filter(rule).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_rule_that_is_cited_is_defined() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ordering.md");
+    let page = std::fs::read_to_string(page).expect("docs/ordering.md");
+    let defined = |rule: &str| page.contains(&format!("\n### {rule}. ")) || page.contains(&format!("\n**{rule}. "));
+    for number in 1..=16 {
+        assert!(defined(&format!("R{number}")), "R{number} has no section in docs/ordering.md");
+    }
+    let mut cited = BTreeSet::new();
+    for directory in ["src", "tests", "tools"] {
+        for (path, text) in all_below(directory) {
+            let comments = text.lines().filter_map(|line| line.split_once("//")).map(|(_, comment)| comment);
+            for rule in comments.flat_map(rules_in) {
+                assert!(defined(&rule), "{} cites {rule}, which docs/ordering.md does not define", path.display());
+                cited.insert(rule);
+            }
+        }
+    }
+    assert!(cited.len() > 10, "only {cited:?}");
 }
 
 /// A layer that was made without its pool's environment would not note its changes, and a kill would cost them.

@@ -70,6 +70,8 @@ pub enum Command {
     Import(ImportArgs),
     /// Look for damage in a pool, mounted or not
     Check(CheckArgs),
+    /// Make durable what was written, as sync(1) does for other filesystems
+    Sync(super::sync::SyncArgs),
     /// Compare what clones share with checksums, to find what a disk has changed
     Scrub(ScrubArgs),
     /// Clone libvirt domains

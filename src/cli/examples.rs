@@ -239,6 +239,16 @@ whose record is lost or may be out of date reads as EIO until it is deleted, or 
 Exit codes, as fsck: 0 clean, 1 all damage was repaired, 4 damage was found and is still there, 8 the check could not be
 made, 16 wrong usage.";
 
+pub const SYNC: &str = "\
+Examples:
+  clonefs sync
+  clonefs sync /srv/vms && sync
+  clonefs sync vm1.img
+
+The kernel does not tell a FUSE filesystem of sync(1): what was written to clones in the last seconds is not durable when
+that returns. This makes it so, for all pools that are mounted, for those named, or for a file. Scripts that shut a machine
+down call it before they call sync. For a whole pool one must be root or have mounted it; a file one must be able to read.";
+
 pub const SCRUB: &str = "\
 Examples:
   clonefs scrub /srv/vms

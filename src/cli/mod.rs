@@ -28,6 +28,7 @@ mod scrub;
 mod shell;
 mod snapshot;
 mod status;
+mod sync;
 mod table;
 mod template;
 mod text;
@@ -83,6 +84,7 @@ fn run(command: Command) -> Outcome {
         Command::Import(args) => image::import(args),
         Command::Check(args) => check::check(args),
         Command::Scrub(args) => scrub::scrub(args),
+        Command::Sync(args) => sync::sync(args),
         Command::Domain(command) => domain::domain(command),
         Command::Pool(command) => domain::pool(command),
         Command::Doctor(args) => doctor::doctor(args),

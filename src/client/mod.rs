@@ -13,6 +13,7 @@ mod mounts;
 mod place;
 mod snapshot;
 mod source;
+mod sync;
 mod tree;
 mod usage;
 mod wait;
@@ -30,6 +31,7 @@ pub use snapshot::{
     roll_back, snapshots, snapshots_beside,
 };
 pub use source::Source;
+pub use sync::{sync_file, sync_pool};
 pub use tree::{Tree, clone_tree};
 pub use usage::{Group, Total, Used, by_group, usage};
 pub use wait::{WaitProgress, until_independent};

@@ -88,7 +88,8 @@ pub const SCRUB: &str = "user.clonefs.scrub";
 pub const POLICY: &str = "user.clonefs.policy";
 /// Read, on a directory: all policies of the pool, a `policy::Listing` as JSON.
 pub const POLICIES: &str = "user.clonefs.policies";
-/// On a directory (root only): `sync` makes everything durable before it returns.
+/// On a directory (root and the daemon's user): `sync` makes everything durable before it returns. Others sync their own
+/// files with fsync(2): what they ask for must not be the whole pool's work.
 pub const FLUSH: &str = "user.clonefs.flush";
 
 // ---- ioctls on an open file --------------------------------------------------------------------------------------

@@ -173,9 +173,11 @@ impl Layer {
         self.dirty.store(true, Ordering::Release);
     }
 
-    /// Takes over the files of the parent, which this layer's blocks have been copied into: the end of an adoption.
-    /// Returns the old name of its files.
-    pub fn take_files(&self, from: &Layer) -> Id {
+    /// Takes over the files of the parent, which this layer's blocks have been copied into, and sees `overlap` blocks of
+    /// what is below from then on: the end of an adoption. Parent and overlap change at once, as readers of a frozen
+    /// layer are not kept out: with the one and not the other they would see blocks that are hidden. Returns the old name
+    /// of its files.
+    pub fn take_files(&self, from: &Layer, overlap: u64) -> Id {
         let mut from_state = from.map.lock();
         let map = from_state.map.take();
         let names_dirty = from_state.names_dirty;
@@ -184,6 +186,7 @@ impl Layer {
         taken.retired = true;
         let (file, data, writable) = (taken.file, taken.data.clone(), taken.data_writable);
         let (complete, present, parent) = (taken.complete, taken.present.clone(), taken.parent.clone());
+        debug_assert!(complete || taken.ends_by(self.size()), "adopted blocks beyond the end of {:?}", self.id);
         drop(taken);
         self.map_records.store(from.map_records(), Ordering::Release);
         // A frozen layer has its records counted anew; of a volume's the switch says that there is a map.
@@ -199,7 +202,13 @@ impl Layer {
         body.added.clear();
         body.cleared.clear();
         body.parent = parent;
-        std::mem::replace(&mut body.file, file)
+        self.overlap.store(overlap, Ordering::Release);
+        body.extent_changed = true;
+        let old = std::mem::replace(&mut body.file, file);
+        drop((body, state));
+        self.dirty.store(true, Ordering::Release);
+        self.note_extent();
+        old
     }
 
     /// Opens the map of a frozen layer for appending, so that blocks can be merged into it.

@@ -65,6 +65,7 @@ impl Layer {
             let changed = body.extent_changed || !body.added.is_empty() || !body.cleared.is_empty();
             body.extent_changed = false;
             let (added, cleared) = (std::mem::take(&mut body.added), std::mem::take(&mut body.cleared));
+            debug_assert!(body.complete || body.ends_by(self.size()), "blocks beyond the end of {:?}", self.id);
             let delta = Delta { size: self.size(), overlap: self.overlap(), added, cleared, replace: false };
             (changed && !body.complete).then_some(delta)
         };
@@ -152,9 +153,12 @@ impl Layer {
         self.dirty.store(true, Ordering::Release);
         let Some(delta) = delta else { return };
         let mut body = self.body.write();
-        let (added, cleared) = (&delta.added - &body.cleared, &delta.cleared - &body.added);
+        let added = &delta.added - &body.cleared;
+        // Blocks that the map has still, and that have come back: it need not be told of them.
+        let back = &delta.cleared & &body.added;
+        body.added -= &back;
         body.added |= added;
-        body.cleared |= cleared;
+        body.cleared |= delta.cleared - back;
         body.extent_changed = true;
     }
 }

@@ -8,6 +8,12 @@
 //!
 //! A block's bit is durable only after its data is: [`Layer::flush`] takes the set of newly present blocks, syncs the
 //! data, and only then appends the set to the map.
+//!
+//! **No block at or beyond the end of the volume is present** (E1 in docs/ordering.md), in memory at any moment at which
+//! the lock of the set is free. So a volume that grows again shows zeros there, a write there is one to absent blocks and
+//! is noted as such, and the note of a size may stand for "nothing beyond is present". Set and size change together,
+//! under that lock: [`Layer::mark_and_grow`], [`Layer::shrink`], [`Layer::set_extent`]. Maps on disk can say more, where an
+//! older version or a kill left it: what they say beyond the end is forgotten as they are read.
 
 mod files;
 mod flush;
@@ -30,7 +36,7 @@ use crate::store::data_path;
 use crate::store::record::{LayerRecord, VolumeRecord};
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, RwLock};
-use crate::units::{BLOCK, Id, blocks};
+use crate::units::{BLOCK, Id};
 use map::Map;
 use unsynced::Unsynced;
 
@@ -208,7 +214,8 @@ impl Layer {
             *layer.map_records.get_mut() = found.as_ref().map_or(0, |(_, scan)| scan.records.len() as u64);
             if let Some((presence, _)) = found {
                 body.present = presence.present;
-                check_data_exists(fs.as_ref(), body, record.size)?;
+                body.forget_beyond(record.size);
+                check_data_exists(fs.as_ref(), body)?;
             }
         }
         *layer.map_noted.get_mut() = *layer.map_records.get_mut() == record.records;
@@ -234,8 +241,8 @@ impl Layer {
                 *layer.size.get_mut() = size;
                 *layer.overlap.get_mut() = overlap;
             }
-            let size = presence.extent.map_or(record.size, |(size, _)| size);
-            check_data_exists(fs.as_ref(), body, size)?;
+            body.forget_beyond(presence.extent.map_or(record.size, |(size, _)| size));
+            check_data_exists(fs.as_ref(), body)?;
             let map = Map::resume(fs, record.file, &scan).context("open map", crate::store::map_path(record.file));
             layer.map.get_mut().map = match map {
                 Ok(map) => Some(map),
@@ -257,13 +264,7 @@ impl Layer {
         self.size.load(Ordering::Acquire)
     }
 
-    /// Sets the size; the data file is the caller's business.
-    pub fn set_size(&self, size: u64) {
-        self.size.store(size, Ordering::Release);
-        self.extent_changed();
-    }
-
-    /// Makes the size at least `size`.
+    /// Makes the size at least `size`; the data file is the caller's business.
     pub fn grow_size(&self, size: u64) {
         if self.size.fetch_max(size, Ordering::AcqRel) < size {
             self.extent_changed();
@@ -381,10 +382,9 @@ impl Drop for Layer {
     }
 }
 
-/// A map that names blocks without a data file to hold them is damage: reading it must not give zeros. Bits beyond the
-/// size of the volume are left from before it shrank and mean nothing.
-fn check_data_exists(fs: &dyn Fs, body: &Body, size: u64) -> Result<()> {
-    let Some(last) = body.present.range(span(0, blocks(size))).next_back() else { return Ok(()) };
+/// A map that names blocks without a data file to hold them is damage: reading it must not give zeros.
+fn check_data_exists(fs: &dyn Fs, body: &Body) -> Result<()> {
+    let Some(last) = body.present.max() else { return Ok(()) };
     let path = data_path(body.file);
     let damaged = |why: String| {
         Err(Error::new(Kind::Damaged, "open layer")

@@ -79,11 +79,17 @@ impl Layer {
         self.body.read().present.clone()
     }
 
-    /// Records that blocks `[start, end)` are now in the data file.
+    /// Records that blocks `[start, end)`, which lie within the volume, are now in the data file.
     pub fn mark(&self, start: u64, end: u64) {
-        if start >= end {
-            return;
+        if start < end {
+            self.mark_and_grow(start, end, 0);
         }
+    }
+
+    /// Records that blocks `[start, end)` are now in the data file of a volume that has at least `size` bytes. Both at
+    /// once: a sync, or another's note of the size, between the two would take the blocks for some beyond the end (E1).
+    pub fn mark_and_grow(&self, start: u64, end: u64, size: u64) {
+        debug_assert!(start < end && end <= blocks(size).max(blocks(self.size())));
         let mut body = self.body.write();
         if let Some(touched) = &mut body.touched {
             touched.insert_range(span(start, end));
@@ -93,11 +99,17 @@ impl Layer {
             range.insert_range(span(start, end));
             body.insert(&range);
         }
+        // The blocks first: who sees the new size must see what is in it.
+        let grown = self.size.fetch_max(size, Ordering::AcqRel) < size;
+        body.extent_changed |= grown;
         let (file, noted) = (body.file, !body.complete);
         drop(body);
         self.dirty.store(true, Ordering::Release);
         if noted {
             self.note(file, Change::Present(start, end));
+        }
+        if grown {
+            self.note_extent();
         }
     }
 
@@ -127,10 +139,16 @@ impl Layer {
     /// Sets a smaller size in bytes and as many visible blocks of the parent as there then can be. Blocks beyond become
     /// absent; they are returned, for [`Layer::grow_back`]. A sync that comes in between sees all of it or nothing.
     pub fn shrink(&self, size: u64) -> RoaringBitmap {
+        self.set_extent(size, self.overlap().min(blocks(size)))
+    }
+
+    /// Sets the size in bytes and how many blocks of the parent can be seen. Blocks beyond the end become absent; they
+    /// are returned. The data file is the caller's business.
+    pub fn set_extent(&self, size: u64, overlap: u64) -> RoaringBitmap {
         let mut body = self.body.write();
-        let lost = if body.complete { RoaringBitmap::new() } else { body.remove(blocks(size), blocks(self.size())) };
+        let lost = if body.complete { RoaringBitmap::new() } else { body.remove(blocks(size), u64::MAX) };
         self.size.store(size, Ordering::Release);
-        self.overlap.fetch_min(blocks(size), Ordering::AcqRel);
+        self.overlap.store(overlap, Ordering::Release);
         body.extent_changed = true;
         drop(body);
         self.dirty.store(true, Ordering::Release);
@@ -171,6 +189,8 @@ impl Layer {
 
     pub(super) fn note_extent(&self) {
         let body = self.body.read();
+        // What the note says of all blocks beyond the end must be so.
+        debug_assert!(body.complete || body.ends_by(self.size()), "blocks beyond the end of {:?}", self.id);
         let (file, noted) = (body.file, !body.complete);
         drop(body);
         if let (Some(unsynced), true) = (self.unsynced.get(), noted) {
@@ -206,17 +226,22 @@ impl Body {
     /// Makes blocks present. Only what is new counts as added: a block that the map on disk has must not be taken for
     /// one that it does not have yet.
     fn insert(&mut self, range: &RoaringBitmap) {
-        let new = range - &self.present;
+        let mut new = range - &self.present;
         self.present |= range;
-        self.cleared -= &new;
+        let known = &self.cleared & &new;
+        self.cleared -= &known;
+        new -= known;
         self.added |= new;
     }
 
     /// Makes blocks absent; returns those that were present.
     fn remove(&mut self, start: u64, end: u64) -> RoaringBitmap {
+        // Run by run: a set of all blocks up to the largest number would take 512 MiB.
         let mut range = RoaringBitmap::new();
-        range.insert_range(span(start, end));
-        range &= &self.present;
+        let mut iter = self.present.range(span(start, end));
+        while let Some(run) = iter.next_range() {
+            range.insert_range(run);
+        }
         if let Some(touched) = &mut self.touched {
             *touched |= &range;
         }
@@ -225,5 +250,15 @@ impl Body {
         self.added -= &range;
         self.cleared |= &range - unwritten;
         range
+    }
+
+    /// Makes what a map says beyond the end of the volume absent. The next flush tells the map.
+    pub(super) fn forget_beyond(&mut self, size: u64) {
+        drop(self.remove(blocks(size), u64::MAX));
+    }
+
+    /// Whether nothing beyond that size is present.
+    pub(super) fn ends_by(&self, size: u64) -> bool {
+        self.present.max().is_none_or(|last| u64::from(last) < blocks(size))
     }
 }

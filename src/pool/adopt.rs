@@ -187,9 +187,9 @@ impl Pool {
         })?;
         // Whatever is synced from now on lies in the other file, which counts for nothing without this record.
         overlay.debts.commit.fetch_max(number, Ordering::AcqRel);
-        let old = top.take_files(parent);
+        let old = top.take_files(parent, overlap);
         drop(ops);
-        self.switched(top, parent, old, overlap, number)?;
+        self.switched(top, parent, old, number)?;
         Ok(true)
     }
 
@@ -225,17 +225,16 @@ impl Pool {
             record.records = parent.mapped().into();
             vec![Change::DropLayer(parent.id), Change::Layer(record)]
         })?;
-        let old = heir.take_files(parent);
+        let old = heir.take_files(parent, overlap);
         drop(ops);
-        self.switched(heir, parent, old, overlap, number)?;
+        self.switched(heir, parent, old, number)?;
         // Nothing writes to it any more, so nothing else would: then its descriptors can be given back.
         heir.flush()?;
         Ok(true)
     }
 
     /// After the record: the rest of the switch in memory, and the files that nothing names any more go.
-    fn switched(&self, heir: &Layer, parent: &Layer, old: Id, overlap: u64, number: u64) -> Result<()> {
-        heir.set_overlap(overlap);
+    fn switched(&self, heir: &Layer, parent: &Layer, old: Id, number: u64) -> Result<()> {
         heir.forget_owners();
         self.sum_again(heir.id);
         {
@@ -268,7 +267,9 @@ fn merge_blocks(upper: &Layer, lower: &Layer, which: &RoaringBitmap, stop: &dyn 
     let Some(source) = upper.data()? else { return Ok(true) };
     let target = lower.data_for_writing()?;
     let path = || data_path(lower.file_id());
-    let end = blocks(upper.size());
+    // One that shrinks meanwhile loses what is too much at the end of the adoption.
+    let size = upper.size();
+    let end = blocks(size);
     let mut buffer = vec![0; (PIECE * BLOCK) as usize];
     let mut iter = which.iter();
     while let Some(run) = iter.next_range() {
@@ -289,32 +290,38 @@ fn merge_blocks(upper: &Layer, lower: &Layer, which: &RoaringBitmap, stop: &dyn 
             } else {
                 target.write_at(piece, at * BLOCK).context("write layer data", path())?;
             }
-            lower.mark(at, at + count);
+            lower.mark_and_grow(at, at + count, ((at + count) * BLOCK).min(size));
             at += count;
         }
     }
     Ok(true)
 }
 
-/// Makes what `upper` does not show of `lower` read as zeros in it, gives it the size of `upper`, and makes it durable.
-/// Returns how much of the layer below `lower` can be seen from then on.
+/// Makes what `upper` does not show of `lower` read as zeros in it, gives it the end of `upper`, and makes it durable.
+/// Beyond that end nothing is present any more (E1): were it to stay so, a volume that grows would find blocks there that
+/// it takes for its own, and would not note that it writes to them. Returns how much of the layer below `lower` can be
+/// seen from then on.
 fn hide_invisible(upper: &Layer, lower: &Layer) -> Result<u64> {
     let target = lower.data_for_writing()?;
     let path = || data_path(lower.file_id());
-    let end = blocks(lower.size().max(upper.size()));
-    for (run, present) in upper.runs(upper.overlap(), end.max(upper.overlap())) {
+    let punch_blocks =
+        |from: u64, to: u64| punch(&target, from * BLOCK, (to - from) * BLOCK).context("punch layer data", path());
+    let (hidden, end, stop) = (upper.overlap(), blocks(upper.size()), blocks(lower.size()));
+    for (run, present) in upper.runs(hidden, end.max(hidden)) {
         if !present {
-            let (at, len) = (run.start * BLOCK, (run.end - run.start) * BLOCK);
-            punch(&target, at, len).context("punch layer data", path())?;
-            lower.mark(run.start, run.end);
+            punch_blocks(run.start, run.end)?;
+            lower.mark_and_grow(run.start, run.end, (run.end * BLOCK).min(upper.size()));
         }
     }
-    let overlap = lower.overlap().min(upper.overlap());
+    if end < stop {
+        // The file is cut only after the switch, which can fail.
+        punch_blocks(end, stop)?;
+    }
+    let overlap = lower.overlap().min(hidden).min(end);
     if target.stat().context("look at layer data", path())?.size < upper.size() {
         target.set_len(upper.size()).context("set size", path())?;
     }
-    lower.set_size(upper.size());
-    lower.set_overlap(overlap);
+    lower.set_extent(upper.size(), overlap);
     lower.flush()?;
     Ok(overlap)
 }

@@ -141,7 +141,12 @@ impl Pool {
         drop((source_gate, target_gate));
         self.events.tell(Event::new(What::Cloned, target.path()).from(source.path()));
         self.wake();
-        if options.sync { target.sync(false) } else { Ok(()) }
+        if options.sync {
+            target.sync(false)?;
+            // Now, and not when the keeper comes by: if the daemon dies before that, nobody takes it for an empty image.
+            self.describe_stub(target);
+        }
+        Ok(())
     }
 
     /// Has the kernel hand over pages of `source` that were stored to through a mapping.

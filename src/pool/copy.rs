@@ -159,7 +159,7 @@ impl Pool {
         if end > top.size() {
             overlay.cut_leftovers()?;
             top.resize_data(end)?;
-            top.set_size(end);
+            top.grow_size(end);
         }
         if last > overlap {
             if first > overlap {

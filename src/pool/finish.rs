@@ -21,6 +21,9 @@ use crate::volume::overlay::Overlay;
 use crate::volume::plain::Plain;
 use crate::volume::{State, Volume};
 
+/// So many times a volume may be renamed while it is being finished; then it is another round's.
+const RENAMES: usize = 8;
+
 /// How an attempt to finish ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Finished {
@@ -62,29 +65,49 @@ impl Pool {
             _ => return self.release_parent(volume).map(|()| Finished::Linked),
         }
         let old = volume.key();
-        let mut outcome = Finished::Plain;
-        let mut replace = |spot: &Spot| self.replace_stub(volume, file, spot, &mut outcome);
-        let hint = self.env.store.catalogue().volume(id).map(|r| PathBuf::from(&r.path));
-        let names = self.names();
-        let mut swap = |hint: Option<&Path>| match &names {
-            Some(names) => names.swap(old, hint, &mut replace),
-            None => Ok(None),
-        };
-        let mut swapped = swap(hint.as_deref())?;
-        if swapped.is_none()
-            && let Some(found) = self.find_by_walk(old)
-        {
-            swapped = swap(Some(&found))?;
-        }
-        if swapped.is_none() {
-            return Ok(Finished::Lost);
-        }
-        if outcome != Finished::Plain {
-            return Ok(outcome);
+        match self.put_in_place_of(volume, &stub, (id, file))? {
+            Finished::Plain => {}
+            other => return Ok(other),
         }
         self.events.tell(Event::new(What::Deepened, volume.path()));
         self.forget_finished(volume, id, file, old).inspect_err(|_| self.keep_unsettled(volume))?;
         Ok(Finished::Plain)
+    }
+
+    /// Finds the name of the stub, makes it durable as it is, and puts the file in its place.
+    ///
+    /// The name comes first: the file gets it by a rename of its own, which a sync of the file can make durable while an
+    /// older rename of the stub to this name is not. After a power cut on btrfs the stub would still have its old name,
+    /// too, without a word in it: two files where there was one.
+    fn put_in_place_of(&self, volume: &Arc<Volume>, stub: &FileRef, (id, file): (Id, Id)) -> Result<Finished> {
+        let Some(names) = self.names() else { return Ok(Finished::Lost) };
+        let old = volume.key();
+        let recorded = self.env.store.catalogue().volume(id).map(|r| PathBuf::from(&r.path));
+        let mut durable = names.path_of(old).or(recorded);
+        for _ in 0..RENAMES {
+            stub.sync_all().context("sync stub", stub_path(id))?;
+            let (mut outcome, mut now) = (Finished::Plain, None);
+            let mut replace = |spot: &Spot| {
+                if durable.as_deref() != Some(&spot.path) {
+                    now = Some(spot.path.clone());
+                    return Ok(old);
+                }
+                self.replace_stub(volume, file, spot, &mut outcome)
+            };
+            let mut swapped = names.swap(old, durable.as_deref(), &mut replace)?;
+            if swapped.is_none()
+                && let Some(found) = self.find_by_walk(old)
+            {
+                swapped = names.swap(old, Some(&found), &mut replace)?;
+            }
+            match (swapped, now) {
+                (None, _) => return Ok(Finished::Lost),
+                (Some(_), None) => return Ok(outcome),
+                // It was renamed meanwhile.
+                (Some(_), Some(path)) => durable = Some(path),
+            }
+        }
+        Ok(Finished::NotYet)
     }
 
     /// With no name changing: the rename, and the switch in memory.

@@ -79,10 +79,12 @@ impl Pool {
         unwritten.remove_range(..blocks(stat.map_or(0, |stat| stat.size)).min(u32::MAX.into()) as u32);
         added -= unwritten;
         let extent = changes.extent.or(presence.extent);
+        let (size, overlap) = extent.unwrap_or((known.size, known.overlap));
+        // A write that grew the volume can have been killed between its two notes (E1).
+        added.remove_range(blocks(size).min(u32::MAX.into()) as u32..);
         if added == presence.present && extent == presence.extent {
             return Ok(());
         }
-        let (size, overlap) = extent.unwrap_or((known.size, known.overlap));
         let whole = Delta { size, overlap, added, replace: true, ..Delta::default() };
         match Map::replace(fs, file, whole.clone()) {
             // On a full disk there is room at the end of the map.

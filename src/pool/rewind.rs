@@ -152,6 +152,8 @@ impl Pool {
             self.check_kept(volume, past.parent())?;
             self.env.store.commit(vec![Change::Volume(record)])
         };
+        // Its own last rename first: the stub that takes its name can be durable without it, see `finish`.
+        file.sync_all().context("sync file", volume.path())?;
         let prepared = self.prepare_stub(volume, file, past, Changed::Now, &commit)?;
         let mut replace = |spot: &Spot| -> Result<FileKey> {
             let mut gate = volume.gate().write();

@@ -137,12 +137,7 @@ impl Pool {
     /// After a sync: the text of a new stub can be written, and the volume need not be kept in memory.
     fn settle(&self, volume: &Arc<Volume>) {
         volume.settle_mtime();
-        if let State::Overlay(overlay) = &*volume.gate().read()
-            && overlay.stub.stat().is_ok_and(|s| s.size == 0)
-        {
-            // A failure costs people who look at the pool without clonefs a hint, and nothing else.
-            let _ = stub::describe(overlay.stub.as_ref(), overlay.id, overlay.top.size());
-        }
+        self.describe_stub(volume);
         let latched = match &*volume.gate().read() {
             State::Overlay(overlay) => overlay.check_latch().is_err(),
             State::Plain(plain) => plain.check_latch().is_err(),
@@ -154,6 +149,17 @@ impl Pool {
                 // Whoever changed it meanwhile wanted it kept, perhaps before it was removed here.
                 self.keep_unsettled(volume);
             }
+        }
+    }
+
+    /// Writes the text of a stub that has none yet. Its mark, its link and its record must be durable: with the text and
+    /// without them it would pass for a user's file.
+    pub(super) fn describe_stub(&self, volume: &Volume) {
+        if let State::Overlay(overlay) = &*volume.gate().read()
+            && overlay.stub.stat().is_ok_and(|s| s.size == 0)
+        {
+            // A failure costs people who look at the pool without clonefs a hint, and nothing else.
+            let _ = stub::describe(overlay.stub.as_ref(), overlay.id, overlay.top.size());
         }
     }
 

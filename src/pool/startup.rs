@@ -49,6 +49,7 @@ impl Pool {
             self.env.store.sync(number)?;
         }
         self.settle_debts()?;
+        self.describe_stubs();
         self.reap_dead()?;
         self.sweep_layers()?;
         let ids: HashSet<String> = self.env.store.catalogue().volumes().map(|v| v.id.to_string()).collect();
@@ -314,6 +315,25 @@ impl Pool {
             catalogue.layers().filter(loose).cloned().map(firm).collect()
         })?;
         Ok(())
+    }
+
+    /// Writes the texts that a daemon before did not come to write: whoever looks at the pool without clonefs would take
+    /// the stubs for empty images. All of it was just made durable, so each file is the stub that its record says.
+    fn describe_stubs(&self) {
+        let records: Vec<(Id, u64)> = self.env.store.catalogue().volumes().map(|v| (v.id, v.size)).collect();
+        let (Some(pool), fs) = (self.env.store.pool_id(), &self.env.fs) else { return };
+        for (id, size) in records {
+            let path = stub_path(id);
+            if !fs.stat(&path).is_ok_and(|stat| stat.size == 0 && stat.nlink >= 2) {
+                continue;
+            }
+            // A failure costs the hint.
+            if let Ok(file) = fs.open(&path, Open::Write)
+                && stub::marked_as(file.as_ref(), pool) == Some(id)
+            {
+                let _ = stub::describe(file.as_ref(), id, size);
+            }
+        }
     }
 
     /// Links to stubs that no record names: clones that a crash took back. Their files are empty files again.

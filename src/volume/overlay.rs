@@ -156,9 +156,7 @@ impl Overlay {
             self.read_blocks(end, &mut whole[head + data.len()..], false)?;
             self.put(&file, offset - head as u64, &whole, direct)?;
         }
-        // The blocks first: who sees the new size must see what is in it.
-        self.top.mark(first, last);
-        self.top.grow_size(end);
+        self.top.mark_and_grow(first, last, end);
         Ok(())
     }
 
@@ -267,7 +265,7 @@ impl Overlay {
         self.cut_leftovers()?;
         if size > old {
             self.top.resize_data(size)?;
-            self.top.set_size(size);
+            self.top.grow_size(size);
             return Ok(());
         }
         self.syncing().sync_names(fs)?;

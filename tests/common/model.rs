@@ -20,6 +20,8 @@ pub struct Volume {
     pub must_exist: bool,
     /// What it was when it was made as a clone.
     pub base: Option<Vec<u8>>,
+    /// It has had several names at a time.
+    pub linked: bool,
     /// Which version was the present one when the last operation began.
     before: usize,
 }
@@ -37,7 +39,8 @@ impl Volume {
     /// Whether it can have these bytes after an operation that failed: each sector as before it or as after it.
     fn explains_failure(&self, got: &[u8], new: bool) -> Result<(), String> {
         let versions = self.versions[self.before..].to_vec();
-        Volume { versions, fresh: self.fresh && new, must_exist: false, base: None, before: 0 }.explains(got)
+        let fresh = self.fresh && new;
+        Volume { versions, fresh, must_exist: false, base: None, linked: false, before: 0 }.explains(got)
     }
 
     /// Whether these can be its bytes: every sector and the size are those of some version.
@@ -110,9 +113,20 @@ impl Model {
     pub fn create(&mut self, name: Name, versions: Vec<Vec<u8>>) -> Number {
         let number = self.volumes.len();
         let before = versions.len() - 1;
-        self.volumes.push(Volume { versions, fresh: true, must_exist: false, base: None, before });
+        self.volumes.push(Volume { versions, fresh: true, must_exist: false, base: None, linked: false, before });
         self.name(name, Some(number));
         number
+    }
+
+    pub fn link(&mut self, from: Name, to: Name) {
+        let number = self.get(from);
+        number.inspect(|number| self.volumes[*number].linked = true);
+        self.name(to, number);
+    }
+
+    /// Whether two names are of one volume.
+    pub fn same(&self, one: Name, other: Name) -> bool {
+        self.get(one).is_some() && self.get(one) == self.get(other)
     }
 
     pub fn unlink(&mut self, name: Name) {
@@ -223,10 +237,27 @@ impl Model {
         for (name, history) in names {
             self.explains_name(*name, history, found.get(name), killed)?;
         }
+        self.one_name_each(names, found)?;
         for (number, volume) in self.volumes.iter().enumerate().filter(|(_, v)| v.must_exist) {
             let mut places = names.iter().filter(|(_, h)| h.contains(&Some(number)));
             if !places.any(|(n, _)| found.get(n).is_some_and(|got| volume.explains(got).is_ok())) {
                 return Err(format!("volume {number}, which was durable, is nowhere"));
+            }
+        }
+        Ok(())
+    }
+
+    /// A rename leaves one name: no volume is at two places, unless it was given two.
+    fn one_name_each(&self, names: &BTreeMap<Name, Vec<Option<Number>>>, found: &Found) -> Result<(), String> {
+        let mut places: BTreeMap<Number, Name> = BTreeMap::new();
+        for (name, history) in names.iter().filter(|(name, _)| found.contains_key(name)) {
+            let mut numbers: Vec<Number> = history.iter().flatten().copied().collect();
+            numbers.dedup();
+            let [number] = numbers[..] else { continue };
+            if !self.volumes[number].linked
+                && let Some(other) = places.insert(number, *name)
+            {
+                return Err(format!("v{other} was renamed to v{name}, or the other way, and both are there"));
             }
         }
         Ok(())

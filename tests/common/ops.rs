@@ -54,6 +54,14 @@ pub enum Op {
     Rollback(Name),
     /// Back to what it was when it was made as a clone.
     Reset(Name),
+    /// Writes past the end, with a hole before it.
+    Extend(Name),
+    /// Gives a clone one more name.
+    Link(Name, Name),
+    /// Cuts a file to nothing and makes it longer again: zeros.
+    Blank(Name),
+    /// Copies into a file that is there, as it is, in pieces.
+    CopyInto(Name, Name),
 }
 
 use Op::*;
@@ -93,7 +101,7 @@ pub const ALL: [Op; 30] = [
 ];
 
 /// More, for long random sequences.
-pub const MORE: [Op; 37] = [
+pub const MORE: [Op; 50] = [
     CloneOver(0, 1),
     CloneOver(1, 0),
     CloneOver(1, 2),
@@ -131,6 +139,19 @@ pub const MORE: [Op; 37] = [
     Rollback(2),
     Reset(2),
     Reset(7),
+    Extend(0),
+    Extend(1),
+    Extend(2),
+    Append(0),
+    Append(2),
+    Shrink(2),
+    Adopt(2),
+    Link(1, 8),
+    Unlink(8),
+    Link(2, 9),
+    Blank(2),
+    CopyInto(0, 2),
+    CopyInto(1, 2),
 ];
 
 /// What is there before a sequence begins; all of it is synced.
@@ -152,7 +173,7 @@ pub const PREFIXES: [(&str, &[Op]); 8] = [
 ];
 
 /// Sequences that went wrong once: the prefix, the operations, and what happened.
-pub const REGRESSIONS: [(usize, &[Op], &str); 15] = [
+pub const REGRESSIONS: [(usize, &[Op], &str); 17] = [
     (0, &[Clone(0, 2)], "the mark of a stub stayed on an empty file, whose first bytes were then taken for a stub's"),
     (0, &[Clone(0, 1), Fsync(1)], "the link of the source into layers/ was not synced with the clone"),
     (1, &[Write(0)], "the first write took the user's name away before the link into layers/ was durable"),
@@ -172,4 +193,14 @@ pub const REGRESSIONS: [(usize, &[Op], &str); 15] = [
     ),
     (0, &[CopyRange(0, 1), Group], "the data of a new volume was durable with a group, and its stub was not"),
     (0, &[Append(0), Close(0), Clone(0, 2), Punch(0)], "check called a file damaged whose growth was never durable"),
+    (
+        5,
+        &[Shrink(1), Adopt(1), Append(1), Fsync(1), Kill],
+        "blocks beyond the end stayed present in an adoption, and that they were written to again was not noted",
+    ),
+    (
+        3,
+        &[Snapshot(1), Shrink(1), RemoveSnapshot(1), Adopt(1), Append(1), Fsync(1), Kill],
+        "the same, after a snapshot",
+    ),
 ];

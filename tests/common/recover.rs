@@ -119,6 +119,21 @@ fn attributes(fs: &Arc<SimFs>, model: &Model) -> Outcome {
     Ok(())
 }
 
+/// Of several names of one file all but the first go.
+fn drop_second_names(pool: &Arc<Pool>, found: &mut Found) -> Outcome {
+    let mut keys = Vec::new();
+    for name in found.keys().copied().collect::<Vec<Name>>() {
+        let key = pool.fs().stat(&file_name(name)).map_err(text)?.key;
+        if keys.contains(&key) {
+            pool.fs().unlink(&file_name(name)).map_err(text)?;
+            pool.removed(key);
+            found.remove(&name);
+        }
+        keys.push(key);
+    }
+    Ok(())
+}
+
 /// Deepens everything; then only plain files are left, with the same bytes.
 pub fn drain(fs: &Arc<SimFs>, pool: &Arc<Pool>, found: &Found) -> Outcome {
     // Without the snapshots, which stay what they are until they are removed.
@@ -129,6 +144,7 @@ pub fn drain(fs: &Arc<SimFs>, pool: &Arc<Pool>, found: &Found) -> Outcome {
             found.remove(&name);
         }
     }
+    drop_second_names(pool, &mut found)?;
     let found = &found;
     for round in 0..6 {
         let mut left = 0;

@@ -14,6 +14,9 @@ pub fn compare_differences(pool: &Arc<Pool>, found: &Found) -> Outcome {
     for (one, a) in found {
         for (other, b) in found.range(one + 1..) {
             let volumes = (volume_of(pool, *one)?, volume_of(pool, *other)?);
+            if Arc::ptr_eq(&volumes.0, &volumes.1) {
+                continue;
+            }
             let mut named = Vec::new();
             let mut from = Some(0);
             while let Some(at) = from {

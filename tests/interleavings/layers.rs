@@ -138,7 +138,7 @@ fn a_map_that_was_durable_is_never_made_anew() {
         let world = World::new();
         world.clone_of(&world.create_with("source", &filled(1, 1)), "clone");
         let layer = Layer::fresh(&world.fs, Id(77), None, BLOCK, 1);
-        layer.set_size(2 * BLOCK);
+        layer.grow_size(2 * BLOCK);
         layer.flush().unwrap();
         layer.set_frozen(true);
         while close_idle() > 0 {}
@@ -150,7 +150,7 @@ fn a_map_that_was_durable_is_never_made_anew() {
             std::fs::write(&map, &bytes).unwrap();
         }
         assert_eq!(layer.data_for_writing().is_err(), damaged);
-        layer.set_size(3 * BLOCK);
+        layer.grow_size(3 * BLOCK);
         assert_eq!(layer.flush().is_err(), damaged);
         let after = std::fs::read(&map).unwrap();
         assert!(after.starts_with(&bytes), "what was durable is still there");

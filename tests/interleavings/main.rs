@@ -4,6 +4,7 @@
 mod adoption;
 mod contents;
 mod durability;
+mod extent;
 mod finishing;
 mod hooks;
 mod layers;

@@ -40,7 +40,7 @@ fn volumes_hold_what_was_written_to_them() {
         ..ProptestConfig::default()
     };
     let mut runner = TestRunner::new(config);
-    let outcome = runner.run(&prop::collection::vec(ops::any(), 1..40), |ops| run(&ops));
+    let outcome = runner.run(&ops::sequences(), |ops| run(&ops));
     println!("model: {} sequences, {} steps", cases(), STEPS.load(Ordering::Relaxed));
     outcome.unwrap_or_else(|failure| panic!("{failure}"));
 }

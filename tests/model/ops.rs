@@ -141,8 +141,60 @@ pub fn any() -> impl Strategy<Value = Op> {
         1 => Just(Op::Flush),
         2 => Just(Op::Reap),
         2 => Just(Op::Remount),
-        1 => Just(Op::KillAndRemount),
+        3 => Just(Op::KillAndRemount),
     ]
+}
+
+/// Operations, among them now and then some that belong together.
+pub fn sequences() -> impl Strategy<Value = Vec<Op>> {
+    let some = prop_oneof![24 => any().prop_map(|op| vec![op]), 1 => around_an_adoption()];
+    prop::collection::vec(some, 1..40).prop_map(|parts| parts.concat())
+}
+
+/// A volume is cut, then adopts what it reads, as nobody else does any more, and grows into the same blocks again. Drawn
+/// one by one, operations come to this once in many thousands.
+fn around_an_adoption() -> impl Strategy<Value = Vec<Op>> {
+    let write = |offset: u64, len: u64, byte| Op::Write { name: 0, offset, len, byte };
+    let size = || bytes(200 << 10);
+    (0..4, size(), size(), 1u64..70_000, 1u8..255, any_bool(), any_bool()).prop_map(
+        move |(way, cut, to, len, byte, sync, flush)| {
+            let clone = |from, to| Op::Clone { from, to, grow: 0, live: true };
+            let mut ops =
+                vec![Op::Remove(0), Op::Remove(1), Op::Remove(2), Op::Reap, Op::Create(0), write(0, 200 << 10, byte)];
+            let set_size = Op::SetSize { name: 0, size: cut };
+            ops.extend(match way {
+                0 => vec![clone(0, 1), set_size, Op::Remove(1)],
+                1 => vec![
+                    clone(0, 1),
+                    Op::Rename { from: 0, to: 2 },
+                    Op::Rename { from: 1, to: 0 },
+                    set_size,
+                    Op::Remove(2),
+                ],
+                2 => vec![
+                    clone(0, 1),
+                    write(0, 200 << 10, 1),
+                    Op::RemoveSnapshot(0),
+                    Op::Snapshot(vec![0]),
+                    set_size,
+                    Op::RemoveSnapshot(0),
+                ],
+                _ => vec![
+                    clone(0, 1),
+                    write(0, 100 << 10, 1),
+                    clone(0, 2),
+                    set_size,
+                    Op::Link { from: 0, to: 3 },
+                    Op::Remove(2),
+                ],
+            });
+            ops.extend([Op::Reap, Op::Adopt(0), write(to, len, byte)]);
+            ops.extend(sync.then_some(Op::Sync(0)));
+            ops.extend(flush.then_some(Op::Flush));
+            ops.push(Op::KillAndRemount);
+            ops
+        },
+    )
 }
 
 fn any_bool() -> impl Strategy<Value = bool> {

@@ -301,8 +301,8 @@ impl World {
         Ok(())
     }
 
-    /// Ends the daemon and starts another. Without a goodbye everything synced must be there; so it is synced first,
-    /// as the model knows no other way to tell what may be lost.
+    /// Ends the daemon and starts another. Without a goodbye, too, all that was acknowledged must be there, synced or not:
+    /// the machine lives on (R16). It was synced first once, which took the log of unsynced changes out of the game.
     fn remount(&mut self, goodbye: bool) -> Outcome {
         self.pinned = None;
         if goodbye {
@@ -311,7 +311,6 @@ impl World {
             }
             self.pool().shutdown().map_err(text)?;
         } else {
-            self.pool().flush().map_err(text)?;
             self.open.clear();
         }
         (self.pool, self._names) = (None, None);

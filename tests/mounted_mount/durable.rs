@@ -1,11 +1,15 @@
 //! What a mount makes durable by itself, or at every write where that was asked for.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::support::{self, Backing, noise, on, on_each_filesystem, wait_until};
+use crate::support::{
+    self, Backing, Mapping, Mount, as_user, clonefs, errno, noise, on, on_each_filesystem, set_xattr, wait_until,
+};
 use tempfile::TempDir;
 
 #[test]
@@ -72,5 +76,69 @@ fn what_nobody_syncs_is_made_durable_by_itself() {
             is_map && entry.metadata().is_ok_and(|map| map.len() > clonefs::store::log::HEADER)
         };
         wait_until(|| fs::read_dir(&layers).unwrap().any(|entry| entry.is_ok_and(noted)));
+    });
+}
+
+/// The kernel does not tell of sync(2), so there is a command for it.
+#[test]
+fn clonefs_sync_makes_all_of_a_pool_durable() {
+    // Btrfs is not mounted twice.
+    on(&[Backing::Ext4, Backing::Xfs], |pool| {
+        pool.write("base", &noise(1, 1 << 20));
+        for name in ["written", "mapped"] {
+            let clone = [OsStr::new("clone"), OsStr::new("--sync")].map(PathBuf::from);
+            clonefs(clone.into_iter().chain([pool.at("base"), pool.at(name)])).success();
+        }
+        fs::File::options().write(true).open(pool.at("written")).unwrap().write_all_at(&noise(2, 9000), 3000).unwrap();
+        let file = fs::File::options().read(true).write(true).open(pool.at("mapped")).unwrap();
+        let mut mapping = Mapping::new(&file, 1 << 20).unwrap();
+        mapping.bytes()[500_000..509_000].copy_from_slice(&noise(3, 9000));
+        fs::create_dir(pool.at("new")).unwrap();
+        pool.write("new/plain", &noise(4, 9000));
+        clonefs([OsStr::new("sync"), pool.root().as_os_str()]).success();
+        let disk = pool.disk.cut();
+        let mount = Mount::new(&disk.root().join("pool"), None, "deepen=manual");
+        let found = |name: &str| fs::read(mount.path().join(name)).unwrap();
+        assert!(found("written")[3000..12_000] == noise(2, 9000));
+        assert!(found("mapped")[500_000..509_000] == noise(3, 9000));
+        assert!(found("new/plain") == noise(4, 9000));
+        mount.unmount();
+    });
+}
+
+/// All of a pool is the work of many; of a file, that of who asks.
+#[test]
+fn only_administrators_sync_whole_pools_and_everybody_a_file() {
+    on(&[Backing::Ext4], |pool| {
+        pool.write("base", b"bytes");
+        let refused = as_user(64_201, 64_201, || errno(set_xattr(pool.root(), clonefs::door::FLUSH, b"sync")));
+        assert_eq!(refused, libc::EPERM);
+        as_user(64_201, 64_201, || clonefs::client::sync_file(&pool.at("base"))).unwrap();
+        clonefs([OsStr::new("sync"), pool.at("base").as_os_str()]).success();
+        // One that fails is named, and the others are synced.
+        let refused = clonefs([OsStr::new("sync"), OsStr::new("/no/such/place"), pool.root().as_os_str()]).code(1);
+        assert!(refused.stderr.contains("/no/such/place"), "{}", refused.stderr);
+    });
+}
+
+/// Until the keeper came by, a stub was an empty file, and for good if the daemon died before that.
+#[test]
+fn stubs_say_what_they_are_though_the_daemon_died() {
+    on_each_filesystem(|pool| {
+        pool.write("base", &noise(1, 100_000));
+        let clone = [OsStr::new("clone"), OsStr::new("--sync")].map(PathBuf::from);
+        clonefs(clone.into_iter().chain([pool.at("base"), pool.at("synced")])).success();
+        pool.clone("base", "unsynced");
+        pool.mounted().kill();
+        let text = |name: &str| String::from_utf8_lossy(&fs::read(pool.below(name)).unwrap()).into_owned();
+        assert!(text("synced").contains("clonefs"), "without another mount");
+        pool.forget_mount();
+        pool.mount("deepen=manual");
+        assert_eq!(pool.read("unsynced"), noise(1, 100_000));
+        pool.unmount();
+        for name in ["synced", "unsynced"] {
+            let text = String::from_utf8_lossy(&fs::read(pool.below(name)).unwrap()).into_owned();
+            assert!(text.contains("clonefs"), "{name} says nothing");
+        }
     });
 }

@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod around;
 mod policy;
 mod run;
 
@@ -88,6 +89,40 @@ fn bugs_planted_into_adoption_are_seen() {
         let seen = !tally.violations.is_empty();
         assert_eq!(seen, lie != Lie::None, "{lie:?} in {} states: {:?}", tally.states, tally.violations.first());
     }
+}
+
+/// What was synced, and what was acknowledged before a kill, is there whatever an adoption comes between.
+#[test]
+fn crashes_around_adoptions_recover() {
+    let rounds = number("CLONEFS_SIM_ADOPTIONS", 100);
+    report("around adoptions", &around::adoptions(number("CLONEFS_SIM_SEED", 1), rounds, Options::default()));
+}
+
+/// Blocks that an adoption leaves beyond the end of a volume, and that are not noted when they are written to again.
+#[test]
+fn a_growth_that_is_not_noted_after_an_adoption_is_seen() {
+    let options = Options { lie: Lie::UnnotedGrowth, ..Options::default() };
+    let tally = around::adoptions(1, 60, options);
+    println!("{:?}: {} of {} sequences wrong", options.lie, tally.violations.len(), tally.sequences);
+    assert!(!tally.violations.is_empty(), "it went unseen in {} states", tally.states);
+}
+
+/// A disk on which a sync of a file makes the names of that file durable and nothing else.
+#[test]
+fn what_takes_the_place_of_a_renamed_file_leaves_one_name() {
+    use ops::Op::{Clone, Finish, Fsync, Keep, Rename, Rollback, Snapshot, SyncDir, Write};
+    let sequences: [&[ops::Op]; 4] = [
+        &[Clone(0, 1), Keep, Rename(1, 2), Finish(2)],
+        &[Clone(0, 1), Fsync(1), Rename(1, 2), Write(2), Finish(2), Fsync(2)],
+        &[Clone(0, 1), SyncDir, Rename(0, 2), Write(2), Fsync(2)],
+        &[Snapshot(0), Rename(0, 2), Snapshot(2), Rollback(2), Finish(2)],
+    ];
+    let options = Options { lone_names: true, ..Options::default() };
+    let mut sum = Tally::default();
+    for ops in sequences {
+        sum.add(run::regression(&Plan { seed: 1, options, each: 24, share: 1 }, 0, ops));
+    }
+    report("one name", &sum);
 }
 
 #[test]

@@ -115,7 +115,7 @@ fn one(plan: &Plan, prefix: usize, ops: &[Op], seed: u64, tally: &mut Tally) -> 
 }
 
 /// Does one operation with a crash before each of its calls, and one after it.
-fn step(world: &mut World, op: Op, plan: &Plan, rng: &mut Rng, tally: &mut Tally) -> Outcome<bool> {
+pub fn step(world: &mut World, op: Op, plan: &Plan, rng: &mut Rng, tally: &mut Tally) -> Outcome<bool> {
     world.fs.start_capture(Rng::new(rng.next()), plan.each);
     let result = world.apply(op);
     let (during, after) = world.fs.stop_capture();
@@ -211,7 +211,8 @@ pub fn random(seed: u64, rounds: u64, length: u64) -> Tally {
     for round in 0..rounds {
         let seed = seed.wrapping_mul(1_000_003).wrapping_add(round);
         let mut rng = Rng::new(seed);
-        let options = Options { sync_names: rng.once_in(2), reflink: rng.once_in(3), ..Options::default() };
+        let (sync_names, lone_names) = (rng.once_in(2), rng.once_in(3));
+        let options = Options { sync_names, lone_names, reflink: rng.once_in(3), ..Options::default() };
         let plan = Plan { seed, options, each: 1, share: 1 };
         let mut done = Vec::new();
         if let Err(why) = long(&plan, length, &mut rng, &mut done, &mut tally) {

@@ -82,6 +82,20 @@ impl Disk {
         self.place.path().join("disk")
     }
 
+    /// A copy of it, mounted, as a power cut leaves it now: what the filesystem has handed to its device.
+    pub fn cut(&self) -> Disk {
+        let place = TempDir::with_prefix("clonefs-test-").expect("temporary directory");
+        let (image, root) = (place.path().join("image"), place.path().join("disk"));
+        std::fs::create_dir(&root).expect("mount point");
+        let from = self.place.path().join("image");
+        run(Command::new("cp").arg("--sparse=always").arg(from).arg(&image)).success();
+        let disk = Disk { kind: self.kind, place };
+        // Two filesystems of one identity: xfs minds.
+        let options = if self.kind == Backing::Xfs { "loop,nouuid" } else { "loop" };
+        run(Command::new("mount").args(["-o", options]).arg(image).arg(root)).success();
+        disk
+    }
+
     /// Mounts it again with these options, such as `ro`.
     pub fn remount(&self, options: &str) {
         run(Command::new("mount").args(["-o", &format!("remount,{options}")]).arg(self.root())).success();

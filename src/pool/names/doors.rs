@@ -283,6 +283,8 @@ impl NameTree {
         for id in written {
             self.flush_node(id);
         }
+        // Plain files that nobody has open, names and attributes are the backing filesystem's.
+        self.fs.sync_fs().context("sync filesystem", "")?;
         self.pool.flush()
     }
 

@@ -1,6 +1,6 @@
 //! Crashes: which pending changes reach the disk.
 
-use super::disk::choose_older;
+use super::disk::{choose_older, names_alone};
 use super::image::{Change, Image};
 use super::{Pending, State};
 use crate::common::rng::Rng;
@@ -58,6 +58,12 @@ fn crash_now(state: &State, crash: Crash, rng: &mut Rng) -> Image {
     image.clock = state.now.clock + 1000;
     image.next = state.now.next;
     image.boot += 1;
+    let lone = state.options.sync_names && state.options.lone_names;
+    if lone && matches!(crash, Crash::LoseAll | Crash::Random) && rng.once_in(2) {
+        synced_by_somebody(state, &mut image, rng);
+        image.settle();
+        return image;
+    }
     let cut = rng.below(state.pending.len() as u64 + 1) as usize;
     let mut keep: Vec<u8> = Vec::with_capacity(state.pending.len());
     for (number, Pending { change, .. }) in state.pending.iter().enumerate() {
@@ -84,6 +90,23 @@ fn crash_now(state: &State, crash: Crash, rng: &mut Rng) -> Image {
     }
     image.settle();
     image
+}
+
+/// Somebody has just synced a file that was given a name.
+fn synced_by_somebody(state: &State, image: &mut Image, rng: &mut Rng) {
+    let names = state.pending.iter().filter_map(|pending| match &pending.change {
+        Change::Names(entries) => entries.iter().find_map(|entry| entry.new),
+        _ => None,
+    });
+    let named: Vec<u64> = names.collect();
+    if named.is_empty() {
+        return;
+    }
+    let ino = named[rng.below(named.len() as u64) as usize];
+    names_alone(&state.pending, ino).0.iter().for_each(|change| image.apply(change, u8::MAX));
+    for pending in state.pending.iter().filter(|p| !p.lost && p.change.data_of() == Some(ino)) {
+        image.apply(&pending.change, u8::MAX);
+    }
 }
 
 impl State {

@@ -144,6 +144,7 @@ impl State {
     pub fn write(&mut self, ino: u64, data: &[u8], offset: u64) -> io::Result<()> {
         self.run_delayed(ino);
         self.notice(ino, data);
+        let data = &*self.forge(ino, data, offset);
         let misplaced = self.options.lie == Lie::MisplacedWrite && self.label(ino).ends_with(".data");
         let offset = if misplaced && data.len() as u64 == BLOCK { offset + BLOCK } else { offset };
         let mut done = 0;
@@ -317,6 +318,11 @@ impl State {
             return;
         }
         let names = self.options.sync_names;
+        if names && self.options.lone_names {
+            let (settled, rest) = names_alone(&self.pending, ino);
+            self.pending = rest;
+            settled.iter().for_each(|change| self.durable.apply(change, u8::MAX));
+        }
         self.settle_pending(|change| {
             change.data_of() == Some(ino)
                 || attributes && change.attr_of() == Some(ino)
@@ -364,6 +370,32 @@ fn acting() -> (u32, u32) {
     // SAFETY: these calls take plain numbers, touch no memory and cannot fail; an id of -1 changes nothing.
     let (uid, gid, me) = unsafe { (libc::setfsuid(u32::MAX), libc::setfsgid(u32::MAX), libc::geteuid()) };
     if uid as u32 == me { (0, 0) } else { (uid as u32, gid as u32) }
+}
+
+/// What a sync of a file makes durable of its names where that is all: changes that give or take one, and what is left.
+/// Older changes of the same entries, of other files, say no more of these.
+pub fn names_alone(pending: &[Pending], ino: u64) -> (Vec<Change>, Vec<Pending>) {
+    let (mut settled, mut rest) = (Vec::new(), Vec::new());
+    let mut done: Vec<(u64, &OsStr)> = Vec::new();
+    for Pending { change, lost } in pending.iter().rev() {
+        match change {
+            Change::Names(entries) if change.names_of(ino) => {
+                done.extend(entries.iter().map(|e| (e.dir, e.name.as_os_str())));
+                settled.push(change.clone());
+            }
+            Change::Names(entries) => {
+                let said = |e: &&Entry| !done.contains(&(e.dir, e.name.as_os_str()));
+                let left: Vec<Entry> = entries.iter().filter(said).cloned().collect();
+                if !left.is_empty() {
+                    rest.push(Pending { change: Change::Names(left), lost: *lost });
+                }
+            }
+            other => rest.push(Pending { change: other.clone(), lost: *lost }),
+        }
+    }
+    settled.reverse();
+    rest.reverse();
+    (settled, rest)
 }
 
 /// An entry of a directory cannot reach the disk without the older changes of the same entry, nor a size that was set

@@ -81,6 +81,9 @@ pub enum Lie {
     UnsyncedHeir,
     /// As if an adoption switched to a file before what it copied there is durable.
     UnsyncedAdoption,
+    /// As if what lies beyond the end of a volume stayed present when it adopted a file: that it grows over it later is
+    /// not noted.
+    UnnotedGrowth,
 }
 
 /// Switches.
@@ -88,6 +91,9 @@ pub enum Lie {
 pub struct Options {
     /// A sync of a file makes its names durable too, as ext4, xfs and btrfs do.
     pub sync_names: bool,
+    /// And no more than that, as on btrfs: what another file was called before that had one of them comes later. A power
+    /// cut can come just after such a sync by somebody.
+    pub lone_names: bool,
     /// Blocks can be shared; then `info` says xfs.
     pub reflink: bool,
     /// Number of blocks that files can have in all.
@@ -97,7 +103,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { sync_names: true, reflink: false, space: None, lie: Lie::None }
+        Options { sync_names: true, lone_names: false, reflink: false, space: None, lie: Lie::None }
     }
 }
 
@@ -128,6 +134,7 @@ struct State {
     delayed: Vec<(u64, u64, u64)>,
     /// An adoption that is going on.
     adoption: Option<lies::Adoption>,
+    growth: lies::Growth,
 }
 
 impl State {
@@ -147,6 +154,7 @@ impl State {
             capture: None,
             delayed: Vec::new(),
             adoption: None,
+            growth: lies::Growth::default(),
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use clonefs::io::{Fs, Open};
 use clonefs::pool::{Names, Pool};
-use clonefs::volume::Volume;
+use clonefs::volume::{State, Volume};
 
 use self::steps::adopt_frozen;
 use super::model::Model;
@@ -93,23 +93,41 @@ impl World {
         let has = |name: Name| self.model.get(name).is_some();
         let possible = match op {
             Op::Clone(from, to) | Op::CloneDurably(from, to) | Op::CopyRange(from, to) => has(from) && !has(to),
-            Op::Rename(from, to) => has(from) && from != to,
-            Op::CloneOver(from, to) => has(from) && has(to),
-            Op::Group => has(0) && has(1) && !has(6) && !has(7),
+            Op::Rename(from, to) => has(from) && !self.model.same(from, to),
+            Op::CloneOver(from, to) => has(from) && has(to) && !self.model.same(from, to) && !self.has_links(to),
+            Op::CopyInto(from, to) => has(from) && has(to) && !self.model.same(from, to),
+            Op::Link(from, to) => has(from) && !has(to) && self.is_overlay(from),
+            Op::Group => has(0) && has(1) && !has(6) && !has(7) && !self.model.same(0, 1),
             Op::Snapshot(n) => has(n) && !has(SNAPSHOT + n),
-            Op::SnapshotGroup => has(0) && has(1) && !has(SNAPSHOT) && !has(SNAPSHOT + 1),
+            Op::SnapshotGroup => has(0) && has(1) && !has(SNAPSHOT) && !has(SNAPSHOT + 1) && !self.model.same(0, 1),
             Op::RemoveSnapshot(n) => has(SNAPSHOT + n),
             Op::Rollback(n) => has(n) && has(SNAPSHOT + n),
             Op::Reset(n) => self.model.get(n).is_some_and(|number| self.model.volumes[number].base.is_some()),
             Op::AdoptFrozen | Op::Keep | Op::SyncDir | Op::Checkpoint | Op::Kill => true,
             Op::Close(name) => self.open.contains_key(&name),
             Op::Write(n) | Op::Append(n) | Op::Fsync(n) | Op::Fill(n) | Op::Adopt(n) | Op::Finish(n) => has(n),
+            Op::Extend(n) | Op::Blank(n) => has(n),
             Op::Punch(n) | Op::Shrink(n) | Op::Grow(n) | Op::Unlink(n) | Op::Read(n) | Op::Export(n) => has(n),
         };
         if possible {
             self.perform(op)?;
         }
         Ok(possible)
+    }
+
+    fn is_overlay(&self, name: Name) -> bool {
+        volume_of(&self.pool, name).is_ok_and(|volume| matches!(&*volume.gate().read(), State::Overlay(_)))
+    }
+
+    /// Closes a volume by whatever name it is open.
+    fn close_links(&mut self, name: Name) {
+        let names: Vec<Name> = self.model.present().into_iter().filter(|other| self.model.same(name, *other)).collect();
+        names.into_iter().for_each(|name| self.close(name));
+    }
+
+    /// Whether a name is one of several.
+    fn has_links(&self, name: Name) -> bool {
+        self.model.present().into_iter().any(|other| other != name && self.model.same(name, other))
     }
 
     fn perform(&mut self, op: Op) -> Outcome {
@@ -120,6 +138,13 @@ impl World {
                 let end = self.model.now(name).expect("it is there").len() as u64;
                 self.write(name, end + 1000, 6000)
             }
+            Op::Extend(name) => {
+                let end = self.model.now(name).expect("it is there").len() as u64;
+                self.write(name, end + 20_000, 9000)
+            }
+            Op::Blank(name) => self.blank(name),
+            Op::CopyInto(from, to) => self.copy_into(from, to),
+            Op::Link(from, to) => self.link(from, to),
             Op::Fsync(name) => {
                 let volume = self.volume(name)?;
                 volume.sync(false).map_err(text)?;
@@ -143,7 +168,7 @@ impl World {
                 let past = self.model.now(SNAPSHOT + name).expect("it is there").clone();
                 self.edit(name, |bytes| *bytes = past);
                 let volume = volume_at(&pool, &file_name(name))?;
-                self.close(name);
+                self.close_links(name);
                 pool.roll_back(&volume, id).map_err(text)
             }
             Op::Reset(name) => self.reset(name),

@@ -7,7 +7,7 @@ use clonefs::pool::{CloneOptions, Member, Pool};
 use clonefs::units::Id;
 use clonefs::volume::Volume;
 
-use super::World;
+use super::{SIZE, World};
 use crate::common::ops::Name;
 use crate::common::served::{Outcome, SNAPSHOT, file_name, pattern, text, volume_at};
 
@@ -70,7 +70,7 @@ impl World {
         let now = self.model.now(name).expect("it is there").clone();
         self.edit(name, |bytes| *bytes = base);
         let volume = volume_at(&self.pool, &file_name(name))?;
-        self.close(name);
+        self.close_links(name);
         match self.pool.reset(&volume, None) {
             // It does not read from that any more.
             Err(e) if e.errno() == libc::EOPNOTSUPP => {
@@ -114,10 +114,36 @@ impl World {
     }
 
     pub(super) fn copy(&mut self, from: Name, to: Name) -> Outcome {
+        self.model.create(to, vec![Vec::new()]);
+        let target = self.create(to)?;
+        self.copy_pieces(from, to, &target)
+    }
+
+    /// Into a file that is there and keeps its size, if that is larger.
+    pub(super) fn copy_into(&mut self, from: Name, to: Name) -> Outcome {
+        let target = self.volume(to)?;
+        self.copy_pieces(from, to, &target)
+    }
+
+    pub(super) fn blank(&mut self, name: Name) -> Outcome {
+        let volume = self.volume(name)?;
+        self.edit(name, Vec::clear);
+        volume.set_size(0).map_err(text)?;
+        self.edit(name, |bytes| bytes.resize(SIZE + 30_000, 0));
+        volume.set_size(SIZE as u64 + 30_000).map_err(text)
+    }
+
+    pub(super) fn link(&mut self, from: Name, to: Name) -> Outcome {
+        let volume = self.open(from, false)?;
+        self.model.link(from, to);
+        self.pool.before_link(&volume).map_err(text)?;
+        self.pool.fs().link(&file_name(from), &file_name(to)).map_err(text)
+    }
+
+    fn copy_pieces(&mut self, from: Name, to: Name, target: &Arc<Volume>) -> Outcome {
         let source_number = self.model.get(from).expect("it is there");
         let source = self.open(from, false)?;
-        let number = self.model.create(to, vec![Vec::new()]);
-        let target = self.create(to)?;
+        let number = self.model.get(to).expect("it is there");
         let size = self.model.volumes[source_number].now().len() as u64;
         let mut at = 0;
         while at < size {
@@ -128,10 +154,11 @@ impl World {
                 let part =
                     |v: &[u8]| v.get(at as usize..((at + len) as usize).min(v.len())).unwrap_or_default().to_vec();
                 put(&mut bytes, at as usize, &part(&version));
-                bytes.resize((at + len) as usize, 0);
+                let end = bytes.len().max((at + len) as usize);
+                bytes.resize(end, 0);
                 self.model.volumes[number].push(bytes);
             }
-            let done = self.pool.copy_range(&source, at, &target, at, len).map_err(text)?;
+            let done = self.pool.copy_range(&source, at, target, at, len).map_err(text)?;
             if done != len {
                 return Err(format!("copied {done} bytes of {len}"));
             }
