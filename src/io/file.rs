@@ -115,12 +115,14 @@ impl File for HostFile {
 
     fn sync_data(&self) -> io::Result<()> {
         // SAFETY: the descriptor is open.
-        retry(|| unsafe { libc::fdatasync(self.raw()) }).map(drop).inspect_err(|_| self.direct.distrust())
+        let sync = || retry(|| unsafe { libc::fdatasync(self.raw()) }).map(drop);
+        self.tree.turns.take(sync).inspect_err(|_| self.direct.distrust())
     }
 
     fn sync_all(&self) -> io::Result<()> {
         // SAFETY: the descriptor is open.
-        retry(|| unsafe { libc::fsync(self.raw()) }).map(drop).inspect_err(|_| self.direct.distrust())
+        let sync = || retry(|| unsafe { libc::fsync(self.raw()) }).map(drop);
+        self.tree.turns.take(sync).inspect_err(|_| self.direct.distrust())
     }
 
     fn allocate(&self, mode: i32, offset: u64, len: u64) -> io::Result<()> {

@@ -73,7 +73,9 @@ impl Fs for HostFs {
 
     fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
         let fd = self.tree.walk(path, libc::O_RDONLY | libc::O_DIRECTORY)?;
-        read_directory(fd)
+        let mut entries = Vec::new();
+        read_directory(fd, &mut |name, ino, kind| entries.push(DirEntry { name: name.to_owned(), ino, kind }))?;
+        Ok(entries)
     }
 
     fn mkdir(&self, path: &Path, mode: u32) -> io::Result<()> {
@@ -131,7 +133,7 @@ impl Fs for HostFs {
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let fd = self.tree.walk(path, libc::O_RDONLY | libc::O_DIRECTORY)?;
         // SAFETY: fd is open.
-        retry(|| unsafe { libc::fsync(fd.as_raw_fd()) }).map(drop)
+        self.tree.turns.take(|| retry(|| unsafe { libc::fsync(fd.as_raw_fd()) }).map(drop))
     }
 
     fn sync_fs(&self) -> io::Result<()> {
@@ -234,7 +236,7 @@ impl Fs for HostFs {
 }
 
 /// Reads a whole directory.
-pub fn read_directory(fd: OwnedFd) -> io::Result<Vec<DirEntry>> {
+pub fn read_directory(fd: OwnedFd, each: &mut dyn FnMut(&OsStr, u64, Option<FileKind>)) -> io::Result<()> {
     let raw = std::os::fd::IntoRawFd::into_raw_fd(fd);
     // SAFETY: raw is an open directory descriptor; fdopendir takes it over when it succeeds.
     let stream = unsafe { libc::fdopendir(raw) };
@@ -244,7 +246,6 @@ pub fn read_directory(fd: OwnedFd) -> io::Result<Vec<DirEntry>> {
         unsafe { libc::close(raw) };
         return Err(error);
     }
-    let mut entries = Vec::new();
     let result = loop {
         // SAFETY: errno is thread-local; readdir tells its end from an error by it alone.
         unsafe { *libc::__errno_location() = 0 };
@@ -252,7 +253,7 @@ pub fn read_directory(fd: OwnedFd) -> io::Result<Vec<DirEntry>> {
         let entry = unsafe { libc::readdir64(stream) };
         if entry.is_null() {
             let error = io::Error::last_os_error();
-            break if error.raw_os_error() == Some(0) { Ok(entries) } else { Err(error) };
+            break if error.raw_os_error() == Some(0) { Ok(()) } else { Err(error) };
         }
         // SAFETY: readdir returned a valid entry whose name is NUL-terminated.
         let (name, ino, kind) =
@@ -261,7 +262,7 @@ pub fn read_directory(fd: OwnedFd) -> io::Result<Vec<DirEntry>> {
             continue;
         }
         let kind = (kind != libc::DT_UNKNOWN).then(|| FileKind::from_mode((kind as u32) << 12));
-        entries.push(DirEntry { name: OsStr::from_bytes(name.to_bytes()).to_owned(), ino, kind });
+        each(OsStr::from_bytes(name.to_bytes()), ino, kind);
     };
     // SAFETY: stream is open and not used after this.
     unsafe { libc::closedir(stream) };

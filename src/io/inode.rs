@@ -11,7 +11,7 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::types::{DirEntry, Rename, SetTime, Stat};
+use super::types::{DirEntry, FileKind, Rename, SetTime, Stat};
 use super::{FileRef, Fs};
 
 /// A shared held file.
@@ -46,6 +46,11 @@ pub trait Inode: Send + Sync + 'static {
     fn stat_at(&self, name: &OsStr) -> io::Result<Stat>;
     /// Names in this directory, without `.` and `..`.
     fn list(&self) -> io::Result<Vec<DirEntry>>;
+    /// The same, one entry after the other as they are read, with name, inode number and kind: it needs no memory for all.
+    fn visit(&self, each: &mut dyn FnMut(&OsStr, u64, Option<FileKind>)) -> io::Result<()> {
+        self.list()?.iter().for_each(|entry| each(&entry.name, entry.ino, entry.kind));
+        Ok(())
+    }
     /// Makes the names in this directory durable.
     fn sync(&self) -> io::Result<()>;
     /// Makes a regular file, open for reading and writing; fails if the name exists.

@@ -16,6 +16,7 @@ mod ring;
 mod sole;
 mod sys;
 mod tree;
+mod turns;
 mod types;
 
 use std::ffi::OsString;

@@ -18,6 +18,7 @@ use super::reserve::Reserve;
 use super::sys::{
     c_name, fstat, grow_buffer, lstat_at, open_beneath, open_same_mount, proc_path, retry, split_names, timespec,
 };
+use super::turns::Turns;
 use super::types::{DirEntry, Rename, SetTime, Stat};
 
 /// Longest piece of a path handed to the kernel at once; `PATH_MAX` is 4096.
@@ -30,12 +31,17 @@ pub struct Tree {
     fixed: Mutex<HashMap<PathBuf, Arc<OwnedFd>>>,
     /// What is left of it for everybody.
     pub reserve: Reserve,
+    /// When syncs of it begin.
+    pub turns: Turns,
 }
 
 impl Tree {
     /// The tree below `root`.
     pub fn new(root: OwnedFd) -> Tree {
-        Tree { root, fixed: Mutex::new(HashMap::new()), reserve: Reserve::default() }
+        const BTRFS: u64 = 0x9123_683e;
+        let gathers = rustix::fs::fstatfs(&root).is_ok_and(|st| st.f_type as u64 == BTRFS);
+        let turns = Turns::new(gathers);
+        Tree { root, fixed: Mutex::new(HashMap::new()), reserve: Reserve::default(), turns }
     }
 
     /// Opens `path` with `flags`, in pieces when it is longer than the kernel takes.
@@ -252,13 +258,19 @@ impl Inode for HostInode {
     }
 
     fn list(&self) -> io::Result<Vec<DirEntry>> {
-        read_directory(self.open_directory()?)
+        let mut entries = Vec::new();
+        self.visit(&mut |name, ino, kind| entries.push(DirEntry { name: name.to_owned(), ino, kind }))?;
+        Ok(entries)
+    }
+
+    fn visit(&self, each: &mut dyn FnMut(&OsStr, u64, Option<FileKind>)) -> io::Result<()> {
+        read_directory(self.open_directory()?, each)
     }
 
     fn sync(&self) -> io::Result<()> {
         let fd = self.open_directory()?;
         // SAFETY: fd is open.
-        retry(|| unsafe { libc::fsync(fd.as_raw_fd()) }).map(drop)
+        self.tree.turns.take(|| retry(|| unsafe { libc::fsync(fd.as_raw_fd()) }).map(drop))
     }
 
     fn create(&self, name: &OsStr, mode: u32) -> io::Result<FileRef> {

@@ -3,6 +3,7 @@
 
 mod directories;
 mod files;
+mod positions;
 mod programs;
 mod rights;
 #[path = "../support/mod.rs"]

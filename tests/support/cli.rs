@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use super::{Backing, Disk, ready};
+use super::{Backing, Disk, ready, when_let_go};
 
 /// A mounted pool; unmounted when it is dropped.
 pub struct Pool {
@@ -52,14 +52,19 @@ impl Pool {
 
     /// Unmounts it.
     pub fn unmount(&self) {
-        let output = self.unmount_command().output().unwrap();
+        let output = self.run_unmount();
         assert!(output.status.success(), "unmount failed: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    fn unmount_command(&self) -> Command {
-        let mut command = Command::new("timeout");
-        command.arg("60").arg(env!("CARGO_BIN_EXE_clonefs")).arg("unmount").arg(self.path(""));
-        command
+    fn run_unmount(&self) -> Output {
+        let mut last = None;
+        when_let_go(|| {
+            let mut command = Command::new("timeout");
+            command.arg("60").arg(env!("CARGO_BIN_EXE_clonefs")).arg("unmount").arg(self.path(""));
+            let output = last.insert(command.output().unwrap());
+            output.status.success() || !String::from_utf8_lossy(&output.stderr).contains("in use")
+        });
+        last.expect("an end")
     }
 
     /// The directory below the mount.
@@ -108,7 +113,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        let output = self.unmount_command().output().unwrap();
+        let output = self.run_unmount();
         let point = self.path("").display().to_string();
         let gone = || !fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&point);
         // Detached, but the daemon goes on: a mount namespace that another program made meanwhile has a copy of the

@@ -12,7 +12,7 @@ pub mod same;
 mod sys;
 
 pub use disk::{Backing, Disk};
-pub use pool::{Done, Mount, Pool, clonefs, is_running, run, wait_until};
+pub use pool::{Done, Mount, Pool, clonefs, is_running, run, wait_until, when_let_go};
 pub use sys::*;
 
 /// Whether mounted tests can run. Use it as `if !support::ready() { return }`.

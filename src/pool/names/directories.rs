@@ -1,8 +1,10 @@
 //! Open directories: what is in them, entry by entry, and making that durable.
 
 use std::ffi::OsStr;
+use std::sync::Arc;
 
 use super::handle::DirHandle;
+use super::listing::{FIRST, Window};
 use super::tree::{Listed, is_hidden};
 use super::{NameTree, TRIES, errno, snapshots};
 use crate::error::{Context, Result};
@@ -14,46 +16,92 @@ impl NameTree {
         self.kind(id).map(|_| self.handles.add_directory(id))
     }
 
-    /// Entries of an open directory from `offset` on, as many as `take` accepts; it gets each with its offset. At offset
-    /// 0 the directory is read anew.
+    /// Entries of an open directory from a position on, as many as `take` accepts; it gets each with the position after it.
+    /// At position 0 the directory is read anew. Positions mean the same in every open of it, see [`listing`](super::listing).
     pub fn list(&self, number: u64, offset: u64, mut take: impl FnMut(u64, Listed) -> bool) -> Result<()> {
         let handle = self.handles.directory(number)?;
-        if snapshots::is_here(handle.node) {
-            let listed = self.list_snapshots(handle.node)?;
-            for (at, entry) in (1..).zip(listed).skip(offset as usize) {
-                if !take(at, entry) {
-                    break;
-                }
-            }
-            return Ok(());
-        }
-        let mut entries = handle.entries.lock();
-        if offset == 0 {
-            *entries = self.read_directory(&handle)?;
-        }
-        let (mut at, device) = (offset, self.table.lock().device(handle.node));
-        while let Some(entry) = dots(&handle, at).or_else(|| entries.get(at as usize - 2).cloned()) {
+        let device = self.table.lock().device(handle.node);
+        let mut window = self.window(&handle, offset.max(FIRST), offset == 0)?;
+        let (mut at, mut taken) = (offset, false);
+        while let Some(entry) = dots(&handle, at) {
             at += 1;
             if !take(at, self.listed(&handle, device, entry)) {
-                break;
+                return Ok(());
             }
+            taken = true;
         }
-        Ok(())
+        at = at.max(FIRST);
+        loop {
+            for (position, entry) in window.entries_from(at) {
+                if !take(position + 1, self.listed(&handle, device, entry.clone())) {
+                    return Ok(());
+                }
+                taken = true;
+            }
+            // An answer with something in it is not the end: there will be another call.
+            match window.end() {
+                _ if taken => return Ok(()),
+                Some(end) => at = end,
+                None => {
+                    handle.listing.lock().window = None;
+                    return Ok(());
+                }
+            }
+            window = self.window(&handle, at, false)?;
+        }
     }
 
-    fn read_directory(&self, handle: &DirHandle) -> Result<Vec<DirEntry>> {
-        let _namespace = self.namespace.read();
-        let path = match self.path(handle.node) {
-            Ok(path) => path,
-            // Removed while open: it is empty.
-            Err(_) => return Ok(Vec::new()),
+    /// The names around a position: those that the handle had before, unless it begins anew, or else those that somebody
+    /// has just read, if the handle begins in the middle.
+    fn window(&self, handle: &DirHandle, at: u64, anew: bool) -> Result<Arc<Window>> {
+        let mut listing = handle.listing.lock();
+        listing.from_start |= anew;
+        let held = listing.window.as_ref().filter(|window| !anew && window.covers(at)).cloned();
+        if let Some(window) = held {
+            return Ok(window);
+        }
+        let generation = self.table.lock().node(snapshots::real(handle.node)).map_or(0, |node| node.generation);
+        let directory = (handle.node, generation);
+        let others = if listing.from_start { None } else { self.recent.lock().find(directory, at) };
+        let window = match others {
+            Some(window) => window,
+            None => {
+                let total = listing.window.take().map_or(0, |window| window.total());
+                let window = Arc::new(self.read_window(handle.node, at, total)?);
+                self.recent.lock().keep(directory, &window);
+                window
+            }
         };
-        let mut entries = self.directory(handle.node)?.list().context("list", &path)?;
-        entries.retain(|entry| !is_hidden(handle.node, &entry.name));
-        Ok(entries)
+        listing.window = Some(window.clone());
+        Ok(window)
+    }
+
+    fn read_window(&self, node: u64, at: u64, total: usize) -> Result<Window> {
+        if snapshots::is_here(node) {
+            let listed = self.list_snapshots(node)?;
+            return Window::read(at, total, |offer| {
+                listed.iter().for_each(|entry| offer(&entry.name, entry.ino, Some(entry.kind)));
+                Ok(())
+            });
+        }
+        let _namespace = self.namespace.read();
+        // Removed while open: it is empty.
+        let Ok(path) = self.path(node) else { return Window::read(at, total, |_| Ok(())) };
+        let directory = self.directory(node)?;
+        Window::read(at, total, |offer| {
+            let mut each = |name: &OsStr, ino, kind| {
+                if !is_hidden(node, name) {
+                    offer(name, ino, kind);
+                }
+            };
+            directory.visit(&mut each).context("list", &path)
+        })
     }
 
     fn listed(&self, handle: &DirHandle, device: u64, entry: DirEntry) -> Listed {
+        if snapshots::is_here(handle.node) {
+            return Listed { name: entry.name, ino: entry.ino, kind: entry.kind.unwrap_or(FileKind::File) };
+        }
         let table = self.table.lock();
         let ino = match entry.name.as_encoded_bytes() {
             b"." => table.shown(handle.node),
@@ -92,9 +140,10 @@ impl NameTree {
     }
 }
 
-/// The first two entries of every directory.
+/// The first two entries of every directory but those of snapshots.
 fn dots(handle: &DirHandle, at: u64) -> Option<DirEntry> {
     let name = match at {
+        _ if snapshots::is_here(handle.node) => return None,
         0 => ".",
         1 => "..",
         _ => return None,

@@ -10,9 +10,10 @@ use std::sync::OnceLock;
 use crate::sync::{Mutex, RwLock};
 
 use super::errno;
+use super::listing::Window;
 use super::ways::{Past, Ways};
 use crate::error::{Context, Result};
-use crate::io::{DirEntry, FileRef, Read, Ring, Whence};
+use crate::io::{FileRef, Read, Ring, Whence};
 use crate::volume::{Pinned, Volume};
 
 /// What a node knows of its open handles.
@@ -214,8 +215,17 @@ pub fn is_plain_reader(flags: i32) -> bool {
 pub struct DirHandle {
     /// Its node.
     pub node: u64,
-    /// What was in it when it was last read from the start.
-    pub entries: Mutex<Vec<DirEntry>>,
+    /// What is known of its names.
+    pub listing: Mutex<Listing>,
+}
+
+/// How far an open directory has been read.
+#[derive(Default)]
+pub struct Listing {
+    /// The names around the position that was read last.
+    pub window: Option<Arc<Window>>,
+    /// It was read from the start, so that every name must be shown that was there then.
+    pub from_start: bool,
 }
 
 /// All open handles by the number that the kernel has for them.
@@ -251,7 +261,7 @@ impl Handles {
     /// Adds an open directory.
     pub fn add_directory(&self, node: u64) -> u64 {
         let number = self.number();
-        self.directories.write().insert(number, Arc::new(DirHandle { node, entries: Mutex::new(Vec::new()) }));
+        self.directories.write().insert(number, Arc::new(DirHandle { node, listing: Mutex::default() }));
         number
     }
 

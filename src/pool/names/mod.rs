@@ -15,6 +15,7 @@ mod directories;
 mod doors;
 mod groups;
 mod handle;
+mod listing;
 mod opens;
 mod places;
 mod policies;
@@ -44,6 +45,7 @@ pub use xattr::{get_takes_long, set_may_wait};
 
 use self::groups::Groups;
 use self::handle::Handles;
+use self::listing::Recent;
 use self::places::Directories;
 use self::table::Table;
 use super::{Names, Pool, Spot};
@@ -100,6 +102,8 @@ pub struct NameTree {
     /// Directories that are held. Taken under `table` too.
     in_use: Mutex<Directories>,
     handles: Handles,
+    /// Names of directories that were read a moment ago.
+    recent: Mutex<Recent>,
     /// Groups that were begun.
     groups: Mutex<Groups>,
     /// The node of the directory that holds the stubs of snapshots, once it was needed.
@@ -124,6 +128,7 @@ impl NameTree {
             namespace: RwLock::new(()),
             directories: [const { RwLock::new(()) }; STRIPES],
             handles: Handles::default(),
+            recent: Mutex::default(),
             groups: Mutex::default(),
             stubs: OnceLock::new(),
             no_way_past: AtomicBool::new(false),
