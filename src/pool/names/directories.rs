@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 
+use super::caller::Caller;
 use super::handle::DirHandle;
 use super::tree::{Listed, is_hidden};
 use super::{NameTree, TRIES, errno, snapshots};
@@ -16,10 +17,16 @@ impl NameTree {
 
     /// Entries of an open directory from `offset` on, as many as `take` accepts; it gets each with its offset. At offset
     /// 0 the directory is read anew.
-    pub fn list(&self, number: u64, offset: u64, mut take: impl FnMut(u64, Listed) -> bool) -> Result<()> {
+    pub fn list(
+        &self,
+        number: u64,
+        offset: u64,
+        caller: &Caller,
+        mut take: impl FnMut(u64, Listed) -> bool,
+    ) -> Result<()> {
         let handle = self.handles.directory(number)?;
         if snapshots::is_here(handle.node) {
-            let listed = self.list_snapshots(handle.node)?;
+            let listed = self.list_snapshots(handle.node, caller)?;
             for (at, entry) in (1..).zip(listed).skip(offset as usize) {
                 if !take(at, entry) {
                     break;

@@ -21,6 +21,7 @@ mod policies;
 mod snapshots;
 mod table;
 mod tree;
+mod visible;
 mod ways;
 mod xattr;
 
@@ -29,7 +30,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use crate::sync::atomic::AtomicBool;
+use crate::sync::atomic::{AtomicBool, AtomicU64};
 use crate::sync::{Mutex, RwLock};
 
 pub use attributes::{Attributes, Change};
@@ -100,6 +101,8 @@ pub struct NameTree {
     /// Directories that are held. Taken under `table` too.
     in_use: Mutex<Directories>,
     handles: Handles,
+    /// Files that are open past the daemon.
+    past: Arc<AtomicU64>,
     /// Groups that were begun.
     groups: Mutex<Groups>,
     /// The node of the directory that holds the stubs of snapshots, once it was needed.
@@ -124,6 +127,7 @@ impl NameTree {
             namespace: RwLock::new(()),
             directories: [const { RwLock::new(()) }; STRIPES],
             handles: Handles::default(),
+            past: Arc::default(),
             groups: Mutex::default(),
             stubs: OnceLock::new(),
             no_way_past: AtomicBool::new(false),

@@ -22,6 +22,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::events::{Event, What};
 use crate::io::FileKind;
 use crate::pool::snapshot::NAME;
+use crate::store::record::VolumeRecord;
 use crate::store::{SNAPSHOTS, snapshot_path};
 use crate::units::Id;
 use crate::volume::Volume;
@@ -94,6 +95,33 @@ impl NameTree {
     pub(super) fn snapshots_attributes(&self, node: u64) -> Result<Attributes> {
         let attributes = self.honest_attributes(real(node))?;
         Ok(Attributes { ino: node, ..attributes })
+    }
+
+    /// As [`NameTree::lookup`], for a caller: a snapshot of which the directory is gone is not for everybody.
+    pub fn lookup_by(&self, parent: u64, name: &OsStr, caller: &Caller) -> Result<Found> {
+        if is_here(parent)
+            && let Some(id) = self.snapshot_of(parent, name)?
+            && !self.may_reach(parent, id, caller)
+        {
+            return Err(errno("look up", libc::EACCES).at(name));
+        }
+        self.lookup(parent, name)
+    }
+
+    /// Whether a caller who may search a directory may come to a snapshot that has its path: the directory must be the one
+    /// that the volume was in, not another one that was made under its name.
+    fn may_reach(&self, parent: u64, id: Id, caller: &Caller) -> bool {
+        if caller.is_administrator() {
+            return true;
+        }
+        let snapshot = self.pool.store().catalogue().volume(id).and_then(|record| record.snapshot.clone());
+        let directory = {
+            let table = self.table.lock();
+            table.node(real(parent)).and_then(|node| Some((table.path(real(parent))?, node.key)))
+        };
+        let (Some(snapshot), Some((path, key))) = (snapshot, directory) else { return false };
+        let owner = || self.fs.stat(&snapshot_path(id)).is_ok_and(|stat| stat.uid == caller.uid);
+        self.pool.belongs(&snapshot, &path, key) || owner()
     }
 
     /// What a name in a directory of snapshots is.
@@ -189,22 +217,22 @@ impl NameTree {
     }
 
     /// What a directory of snapshots holds: those of its volumes, and directories in which there are more.
-    pub(super) fn list_snapshots(&self, node: u64) -> Result<Vec<Listed>> {
+    pub(super) fn list_snapshots(&self, node: u64, caller: &Caller) -> Result<Vec<Listed>> {
         let directory = self.path(real(node))?;
         let Some(directory) = directory.to_str().map(str::to_owned) else { return Ok(Vec::new()) };
-        let skip = if directory.is_empty() { 0 } else { directory.len() + 1 };
         let mut names: Vec<(String, Option<Id>)> = {
             let catalogue = self.pool.store().catalogue();
-            let all = catalogue.snapshots_below(&directory).filter_map(|r| Some((r.id, r.snapshot.as_ref()?)));
-            let entry =
-                |(id, snapshot): (Id, &crate::store::record::Snapshot)| match snapshot.of[skip..].split_once('/') {
-                    Some((below, _)) => (below.to_owned(), None),
-                    None => (format!("{}@{}", &snapshot.of[skip..], snapshot.name), Some(id)),
-                };
-            all.map(entry).collect()
+            let (records, directories) = catalogue.snapshots_in(&directory);
+            let named = |record: &VolumeRecord| {
+                let snapshot = record.snapshot.as_ref()?;
+                let file = Path::new(&snapshot.of).file_name()?;
+                Some((format!("{}@{}", file.to_string_lossy(), snapshot.name), Some(record.id)))
+            };
+            let records = records.into_iter().filter_map(named);
+            records.chain(directories.into_iter().map(|name| (name, None))).collect()
         };
         names.sort();
-        names.dedup();
+        names.retain(|(_, id)| id.is_none_or(|id| self.may_reach(node, id, caller)));
         let listed = |(name, id): (String, Option<Id>)| {
             let place = id.map_or_else(|| PathBuf::from(&directory).join(&name), snapshot_path);
             let key = self.fs.stat(&place).ok()?.key;
