@@ -7,14 +7,11 @@
 //! its owner's and the administrator's alone. The root cannot go, and needs none.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-
-use rustix::fs::{Mode, OFlags, ResolveFlags, XattrFlags, fgetxattr, fsetxattr, fstat, openat2, statat};
 
 use super::Pool;
 use crate::error::{Context, Result};
-use crate::io::FileKey;
+use crate::io::{FileKey, Inode};
 use crate::store::record::{Change, Snapshot, VolumeRecord};
 use crate::store::{new_id, snapshot_path};
 use crate::volume::Volume;
@@ -26,65 +23,10 @@ const LEN: usize = 32;
 /// A volume can be renamed, or get another file, while we look.
 const TRIES: usize = 3;
 
-/// A directory, of which what is found and what is set are the same one's.
-enum Directory<'a> {
-    Open(OwnedFd),
-    /// On a simulated filesystem, which nobody else changes.
-    Named(&'a Pool, &'a Path),
-}
-
-impl Directory<'_> {
-    fn mark(&self) -> Option<String> {
-        let mut value = vec![0; LEN];
-        let value = match self {
-            Directory::Open(fd) => fgetxattr(fd, XATTR, &mut value[..]).ok().filter(|len| *len == LEN).map(|_| value),
-            Directory::Named(pool, path) => pool.env.fs.get_xattr(path, &OsString::from(XATTR)).ok(),
-        }?;
-        String::from_utf8(value).ok().filter(|text| text.len() == LEN)
-    }
-
-    /// Its mark, set if there is none. `None`: it cannot have one.
-    fn marked(&self, pool: &Pool, path: &Path) -> Option<String> {
-        if let Some(mark) = self.mark() {
-            return Some(mark);
-        }
-        if pool.options.read_only {
-            return None;
-        }
-        let new = format!("{}{}", new_id(), new_id());
-        // If somebody else was faster, it is theirs.
-        match self {
-            Directory::Open(fd) => fsetxattr(fd, XATTR, new.as_bytes(), XattrFlags::CREATE).ok(),
-            Directory::Named(pool, path) => {
-                pool.env.fs.set_xattr(path, &OsString::from(XATTR), new.as_bytes(), libc::XATTR_CREATE).ok()
-            }
-        };
-        let mark = self.mark()?;
-        // Durable before the record that names it; if that fails, and the power goes, the snapshot is its owner's alone.
-        drop(match self {
-            Directory::Open(fd) => rustix::fs::fsync(fd).map_err(Into::into),
-            Directory::Named(..) => pool.env.fs.sync_dir(path),
-        });
-        Some(mark)
-    }
-
-    fn key(&self) -> Option<FileKey> {
-        match self {
-            Directory::Open(fd) => fstat(fd).ok().map(|stat| FileKey { dev: stat.st_dev, ino: stat.st_ino }),
-            Directory::Named(pool, path) => pool.env.fs.stat(path).ok().map(|stat| stat.key),
-        }
-    }
-
-    /// Whether a name in it is the file `key`.
-    fn holds(&self, name: &Path, key: FileKey) -> bool {
-        let found = match self {
-            Directory::Open(fd) => statat(fd.as_fd(), name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
-                .ok()
-                .map(|stat| FileKey { dev: stat.st_dev, ino: stat.st_ino }),
-            Directory::Named(pool, path) => pool.env.fs.stat(&path.join(name)).ok().map(|stat| stat.key),
-        };
-        found == Some(key)
-    }
+/// The mark of a directory that is held.
+fn mark_of(directory: &dyn Inode) -> Option<String> {
+    let value = directory.get_xattr(&OsString::from(XATTR)).ok()?;
+    String::from_utf8(value).ok().filter(|text| text.len() == LEN)
 }
 
 fn is_root(directory: &Path) -> bool {
@@ -97,33 +39,38 @@ pub(super) fn above(path: &Path) -> &Path {
 }
 
 impl Pool {
-    fn directory<'a>(&'a self, path: &'a Path) -> Option<Directory<'a>> {
-        let Some(root) = self.env.fs.root_fd() else { return Some(Directory::Named(self, path)) };
-        // SAFETY: fs keeps its root directory open for as long as it lives, which is longer than this function runs.
-        let root = unsafe { BorrowedFd::borrow_raw(root) };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let path = if is_root(path) { Path::new(".") } else { path };
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        openat2(root, path, flags, Mode::empty(), resolve).ok().map(Directory::Open)
+    /// Its mark, set if there is none. `None`: it cannot have one.
+    fn marked(&self, directory: &dyn Inode) -> Option<String> {
+        let known = mark_of(directory);
+        if known.is_some() || self.options.read_only {
+            return known;
+        }
+        let new = format!("{}{}", new_id(), new_id());
+        // If somebody else was faster, it is theirs.
+        let _ = directory.set_xattr(&OsString::from(XATTR), new.as_bytes(), libc::XATTR_CREATE);
+        let mark = mark_of(directory)?;
+        // Durable before the record that names it; if that fails, and the power goes, the snapshot is its owner's alone.
+        let _ = directory.sync();
+        Some(mark)
     }
 
     /// What a directory is marked with.
     pub(super) fn mark_of_directory(&self, path: &Path) -> Option<String> {
-        if is_root(path) { None } else { self.directory(path)?.mark() }
+        if is_root(path) { None } else { mark_of(self.env.fs.find(path).ok()?.as_ref()) }
     }
 
     /// As [`Pool::mark_of_directory`], and marks it if it is not.
     pub(super) fn mark_directory(&self, path: &Path) -> Option<String> {
-        if is_root(path) { None } else { self.directory(path)?.marked(self, path) }
+        if is_root(path) { None } else { self.marked(self.env.fs.find(path).ok()?.as_ref()) }
     }
 
     /// The mark of the directory that a volume is in, which is set if need be.
     pub(super) fn mark_above(&self, volume: &Volume, path: &Path) -> Option<String> {
-        let (directory, name) = (above(path), path.file_name()?);
+        let name = path.file_name().filter(|_| !is_root(above(path)))?;
         for _ in 0..TRIES {
-            let opened = self.directory(directory).filter(|_| !is_root(directory))?;
-            if opened.holds(Path::new(name), volume.key()) {
-                return opened.marked(self, directory);
+            let directory = self.env.fs.find(above(path)).ok()?;
+            if directory.stat_at(name).is_ok_and(|stat| stat.key == volume.key()) {
+                return self.marked(directory.as_ref());
             }
         }
         None
@@ -136,8 +83,8 @@ impl Pool {
             return true;
         }
         let Some(wanted) = &snapshot.directory else { return false };
-        let directory = self.directory(path).filter(|directory| directory.key() == Some(key));
-        directory.and_then(|directory| directory.mark()).as_ref() == Some(wanted)
+        let Ok(directory) = self.env.fs.find(path) else { return false };
+        directory.stat().is_ok_and(|stat| stat.key == key) && mark_of(directory.as_ref()).as_ref() == Some(wanted)
     }
 
     /// A file or directory was renamed: the snapshots of what it is, or holds, follow. With `exchanged` the other's too.

@@ -101,11 +101,15 @@ impl NameTree {
     pub fn lookup_by(&self, parent: u64, name: &OsStr, caller: &Caller) -> Result<Found> {
         if is_here(parent)
             && let Some(id) = self.snapshot_of(parent, name)?
-            && !self.may_reach(parent, id, caller)
         {
-            return Err(errno("look up", libc::EACCES).at(name));
+            self.check_reach(parent, id, caller).map_err(|error| error.at(name))?;
         }
         self.lookup(parent, name)
+    }
+
+    fn check_reach(&self, parent: u64, id: Id, caller: &Caller) -> Result<()> {
+        let refused = || errno("come to a snapshot of a directory that is gone", libc::EACCES);
+        if self.may_reach(parent, id, caller) { Ok(()) } else { Err(refused()) }
     }
 
     /// Whether a caller who may search a directory may come to a snapshot that has its path: the directory must be the one
@@ -177,8 +181,9 @@ impl NameTree {
     }
 
     /// Removes a snapshot by its name. The kernel has checked that the caller may remove files of this directory.
-    pub(super) fn unlink_snapshot(&self, parent: u64, name: &OsStr) -> Result<()> {
+    pub(super) fn unlink_snapshot(&self, parent: u64, name: &OsStr, caller: &Caller) -> Result<()> {
         let id = self.snapshot_of(parent, name)?.ok_or_else(|| errno("remove snapshot", libc::ENOENT).at(name))?;
+        self.check_reach(parent, id, caller).map_err(|error| error.at(name))?;
         self.check_snapshot_free(parent, name)?;
         let mut result = Ok(());
         self.removing_snapshot(id, &mut || result = self.pool.remove_snapshot(id));
@@ -203,11 +208,12 @@ impl NameTree {
     }
 
     /// Gives a snapshot another name: of the same volume, and one that is free.
-    pub(super) fn rename_snapshot(&self, from: (u64, &OsStr), to: (u64, &OsStr)) -> Result<()> {
+    pub(super) fn rename_snapshot(&self, from: (u64, &OsStr), to: (u64, &OsStr), caller: &Caller) -> Result<()> {
         if !is_here(from.0) || !is_here(to.0) {
             return Err(Error::new(Kind::CrossPool, "rename").at(from.1).because("a snapshot stays where it is"));
         }
         let id = self.snapshot_of(from.0, from.1)?.ok_or_else(|| errno("rename snapshot", libc::ENOENT).at(from.1))?;
+        self.check_reach(from.0, id, caller).map_err(|error| error.at(from.1))?;
         let refuse = |why| Err(Error::new(Kind::Invalid, "rename snapshot").at(to.1).because(why));
         let Some((volume, name)) = parts(to.1) else { return refuse("a snapshot is called VOLUME@NAME") };
         if from.0 != to.0 || parts(from.1).map(|(volume, _)| volume) != Some(volume) {
