@@ -45,6 +45,8 @@ pub enum Kind {
     Locked,
     /// There is not enough room on the disk for it, by a limit that was set.
     NoSpace,
+    /// As many as are kept for one user, or for all of them, are there already.
+    TooMany,
     /// Asked to stop before the work was done.
     Interrupted,
 }
@@ -134,6 +136,7 @@ impl Error {
             Kind::CrossPool => libc::EXDEV,
             Kind::Damaged | Kind::Changed | Kind::Latched | Kind::NewerFormat => libc::EIO,
             Kind::NoSpace => libc::ENOSPC,
+            Kind::TooMany => libc::ENOBUFS,
             Kind::Interrupted => libc::EINTR,
         }
     }
@@ -184,6 +187,7 @@ impl Kind {
             Kind::NewerFormat => "written by a newer clonefs",
             Kind::Locked => "in use by another clonefs",
             Kind::NoSpace => "not enough room",
+            Kind::TooMany => "too many requests wait",
             Kind::Interrupted => "interrupted",
         }
     }

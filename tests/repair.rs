@@ -139,8 +139,7 @@ impl Bench {
 
 /// Lets go of a pool as a kill does: nothing is written.
 fn clonefs_release(served: &Served) {
-    // SAFETY: the descriptor is that of the pool's root.
-    unsafe { libc::flock(served.pool.fs().root_fd().unwrap(), libc::LOCK_UN) };
+    served.pool.let_go();
 }
 
 fn pattern(seed: u8) -> Vec<u8> {

@@ -71,7 +71,9 @@ fn page(pools: &[(PoolStatus, Option<Total>)]) -> String {
     page.gauge("to_copy_bytes", "Bytes that the jobs under way have still to copy.", |s| {
         s.jobs.iter().filter(|job| job.step != "waiting").map(|job| job.to_copy).sum()
     });
-    page.gauge("troubles", "Things that need a person, see clonefs status.", |s| s.troubles.len() as u64);
+    page.gauge("troubles", "Things that need a person, see clonefs status.", |s| {
+        s.troubles.len() as u64 + s.troubles_hidden
+    });
     page.counter("requests_total", "Reads and writes of volumes.", |s| s.requests);
     page.counter("copied_bytes_total", "Bytes that background work has copied.", |s| s.copied_bytes);
     page.events();

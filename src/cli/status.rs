@@ -112,6 +112,9 @@ fn describe(pool: &PoolStatus, terminal: bool) -> String {
         let _ = writeln!(out, "  and {more} more");
     }
     describe_troubles(&pool.troubles, &name, &mut out);
+    if pool.troubles_hidden > 0 {
+        let _ = writeln!(out, "and trouble with {} that root can see", text::count(pool.troubles_hidden, "file"));
+    }
     out
 }
 
@@ -189,6 +192,7 @@ mod tests {
             layers: 1,
             jobs: Vec::new(),
             job_count: 0,
+            troubles_hidden: 0,
             troubles: Vec::new(),
             scrub: None,
         }

@@ -165,6 +165,11 @@ fn clone_failed(source: &Path, error: Errno) -> Error {
             (Kind::CrossPool, "source and clone are not in the same pool", "cp copies from one pool to another")
         }
         Errno::FBIG => (Kind::TooLarge, "the clone would be larger than a volume can be", "give a smaller --size"),
+        Errno::NOBUFS => (
+            Kind::TooMany,
+            "as many requests wait to be carried out as are kept for one user, or for all users together",
+            "clone fewer files in one group, or wait until the other groups are done",
+        ),
         Errno::BUSY => return busy(source),
         Errno::NOSPC => return no_room(source, error),
         Errno::IO => (Kind::Io, "it cannot be read in full", "see clonefs status and clonefs check"),

@@ -258,6 +258,11 @@ fn refused(operation: &'static str, volume: &Path, name: &str, error: Errno) -> 
             return Error::new(Kind::Exists, operation).at(volume).because(taken).remedy("choose another name");
         }
         Errno::BUSY => (Kind::Busy, "it is open", "shut down what uses it first"),
+        Errno::NOBUFS => (
+            Kind::TooMany,
+            "as many requests wait to be carried out as are kept for one user, or for all users together",
+            "name fewer volumes in one command, or wait until the other groups are done",
+        ),
         Errno::OPNOTSUPP => (Kind::Unsupported, "it has several names, or the pool cannot clone", "see clonefs status"),
         Errno::FBIG => (Kind::TooLarge, "a volume cannot be that large", "give a smaller size"),
         Errno::PERM => {

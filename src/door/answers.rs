@@ -207,12 +207,15 @@ pub struct PoolStatus {
     pub overlays: u64,
     /// Frozen layers.
     pub layers: u64,
-    /// Work under way, then what waits, at most 256 entries.
+    /// Work under way, then what waits, at most 256 entries, without those that the asker may not see.
     pub jobs: Vec<JobStatus>,
     /// Number of jobs, also those that are not in `jobs`.
     pub job_count: u64,
-    /// Volumes in trouble, at most 256 entries.
+    /// Volumes in trouble, at most 256 entries, without those that the asker may not see.
     pub troubles: Vec<Trouble>,
+    /// How many of these the asker may not see.
+    #[serde(default)]
+    pub troubles_hidden: u64,
     /// The present or last scrub.
     #[serde(default)]
     pub scrub: Option<ScrubStatus>,

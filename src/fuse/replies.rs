@@ -41,7 +41,14 @@ impl Adapter {
     }
 
     /// One entry for READDIRPLUS, which looks it up too; says whether there was room for it.
-    pub(super) fn add_plus(&self, directory: u64, offset: u64, entry: &Listed, reply: &mut ReplyDirectoryPlus) -> bool {
+    pub(super) fn add_plus(
+        &self,
+        directory: u64,
+        offset: u64,
+        entry: &Listed,
+        caller: &Caller,
+        reply: &mut ReplyDirectoryPlus,
+    ) -> bool {
         let short = self.names.is_transient(directory, &entry.name);
         let lifetime = if short { Duration::ZERO } else { self.lifetimes.attributes };
         let named = |ino| FileAttr { ino: INodeNo(ino), ..absent(file_type(entry.kind)) };
@@ -50,7 +57,7 @@ impl Adapter {
             return !reply.add(INodeNo(entry.ino), offset, &entry.name, &lifetime, &named(entry.ino), Generation(0));
         }
         // Removed since the directory was read: left out, as a later reader would.
-        let Ok(found) = self.names.lookup(directory, &entry.name) else { return true };
+        let Ok(found) = self.names.lookup_by(directory, &entry.name, caller) else { return true };
         let (attributes, generation) = (attr(&found.attributes), Generation(found.generation));
         let full = reply.add(attributes.ino, offset, &entry.name, &lifetime, &attributes, generation);
         if full {

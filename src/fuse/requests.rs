@@ -61,8 +61,8 @@ impl Filesystem for Adapter {
 
     // ---- names ---------------------------------------------------------------------------------------------------
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        edge("lookup", || match self.names.lookup(parent.0, name) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        edge("lookup", || match self.names.lookup_by(parent.0, name, &caller(req)) {
             // Number 0: there is no such name, and the kernel may remember that.
             Err(error) if error.errno() == libc::ENOENT => {
                 let never = absent(fuser::FileType::RegularFile);
@@ -388,7 +388,7 @@ impl Filesystem for Adapter {
         let (names, argument, caller) = (self.names.clone(), argument.to_vec(), caller(req));
         self.workers.run("ioctl", move || {
             let answer = names.handles().get(handle.0).and_then(|handle| match command {
-                door::IOC_TOKEN => names.token_of(&handle),
+                door::IOC_TOKEN => names.token_of(&handle, &caller),
                 door::IOC_CLONE => names.clone_by_ioctl(&handle, &argument, &caller).map(|()| Vec::new()),
                 _ => names.pin(&handle).map(|()| Vec::new()),
             });
@@ -408,9 +408,9 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, req: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         edge("readdir", || {
-            let listed = self.names.list(handle.0, offset, |offset, entry| {
+            let listed = self.names.list(handle.0, offset, &caller(req), |offset, entry| {
                 !reply.add(INodeNo(entry.ino), offset, file_type(entry.kind), &entry.name)
             });
             match listed {
@@ -420,10 +420,11 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readdirplus(&self, _: &Request, id: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(&self, req: &Request, id: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         edge("readdirplus", || {
-            let add = |offset, entry: Listed| self.add_plus(id.0, offset, &entry, &mut reply);
-            match self.names.list(handle.0, offset, add) {
+            let caller = caller(req);
+            let add = |offset, entry: Listed| self.add_plus(id.0, offset, &entry, &caller, &mut reply);
+            match self.names.list(handle.0, offset, &caller, add) {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.error(code("readdirplus", &error)),
             }

@@ -32,12 +32,12 @@ impl Pool {
         self.paused.load(Ordering::Acquire)
     }
 
-    /// Starts, pauses or resumes deepening, of one volume or of all.
+    /// Starts, pauses or resumes deepening, of one volume or of all. A rate that comes with it holds for the whole pool:
+    /// who may set that is for the caller to know.
     pub fn deepen(&self, volume: Option<&Arc<Volume>>, request: &DeepenRequest) -> Result<()> {
-        if let Some(rate) = request.rate {
-            self.rate.store(rate, Ordering::Relaxed);
-        }
+        let set_rate = || request.rate.map(|rate| self.rate.store(rate, Ordering::Relaxed));
         let Some(volume) = volume else {
+            set_rate();
             match request.action {
                 DeepenAction::Pause => self.paused.store(true, Ordering::Release),
                 DeepenAction::Resume | DeepenAction::Start => self.paused.store(false, Ordering::Release),
@@ -55,6 +55,7 @@ impl Pool {
         if volume.is_snapshot() {
             return Err(Error::new(Kind::ReadOnly, "deepen").because("it is a snapshot").remedy("clone it"));
         }
+        set_rate();
         self.failures.lock().remove(&id);
         let number = self.env.store.commit_with(|catalogue| {
             let Some(mut record) = catalogue.volume(id).cloned() else { return Vec::new() };

@@ -47,10 +47,8 @@ pub struct Report {
 
 /// Checks a pool that is not mounted. Takes its lock, so that nothing changes meanwhile.
 pub fn check(fs: &Arc<dyn Fs>) -> Result<Report> {
-    lock::acquire(fs.as_ref())?;
-    let report = check_unlocked(fs);
-    lock::release(fs.as_ref());
-    report
+    let _lock = lock::acquire(fs.as_ref())?;
+    check_unlocked(fs)
 }
 
 /// Checks a pool that this process serves, or that nobody does. Changes under way can look like problems.
@@ -354,13 +352,10 @@ fn cyclic(catalogue: &Catalogue, record: &LayerRecord) -> bool {
 
 /// Makes the metadata directory of a pool that has none.
 pub fn initialise(fs: &Arc<dyn Fs>) -> Result<()> {
-    lock::acquire(fs.as_ref())?;
-    let made = Store::open(fs.clone(), false).and_then(|store| {
-        if store.pool_id().is_some() {
-            return Err(Error::new(Kind::Exists, "make pool").at(DIR).because("it is a pool already"));
-        }
-        store.ensure()
-    });
-    lock::release(fs.as_ref());
-    made
+    let _lock = lock::acquire(fs.as_ref())?;
+    let store = Store::open(fs.clone(), false)?;
+    if store.pool_id().is_some() {
+        return Err(Error::new(Kind::Exists, "make pool").at(DIR).because("it is a pool already"));
+    }
+    store.ensure()
 }

@@ -5,6 +5,7 @@
 
 mod adopt;
 mod background;
+mod belongs;
 pub mod check;
 mod clone;
 mod copy;
@@ -19,6 +20,7 @@ mod load;
 mod lock;
 pub mod names;
 mod options;
+mod overview;
 mod past;
 mod reap;
 mod registry;
@@ -53,7 +55,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use crate::door::Trouble;
 use crate::error::{Context, Result};
@@ -144,17 +145,19 @@ struct Work {
 /// A pool that is being served. See the module documentation for its locks.
 pub struct Pool {
     env: Arc<Env>,
+    /// Held for a look or a change only.
+    lock: Mutex<Option<lock::Held>>,
     options: PoolOptions,
     names: OnceLock<Weak<dyn Names>>,
     ops: Mutex<()>,
     /// What is loaded. Lock order: after `ops`, before the store's.
     tables: registry::Registry,
     findings: Mutex<Findings>,
-    tokens: Mutex<HashMap<String, (Arc<Volume>, Instant)>>,
+    tokens: Mutex<tokens::Tokens<Arc<Volume>>>,
     dead: Mutex<Vec<reap::Dead>>,
     /// The last new files that were closed with nothing in them: programs open such a file again to fill it.
     blank: Mutex<VecDeque<Arc<Volume>>>,
-    elsewhere: Mutex<HashSet<FileKey>>,
+    elsewhere: Mutex<elsewhere::Elsewhere>,
     work: Mutex<Work>,
     stirred: Condvar,
     paused: AtomicBool,
@@ -172,6 +175,7 @@ pub struct Pool {
     /// Lock order: after `ops`, before the store's.
     scrub: Mutex<scrub::Scrub>,
     counted: usage::Counted,
+    seen: overview::Seen,
     space: space::Space,
     events: Events,
     policies: Policies,
@@ -189,7 +193,7 @@ pub struct Pool {
 impl Pool {
     /// Opens a pool: takes its lock, recovers its metadata, and removes what a crash left over.
     pub fn open(fs: Arc<dyn Fs>, options: PoolOptions) -> Result<Arc<Pool>> {
-        lock::acquire(fs.as_ref())?;
+        let lock = lock::acquire(fs.as_ref())?;
         let store = Store::open(fs.clone(), options.read_only)?;
         let unsynced = Arc::new(Unsynced::new(fs.clone()));
         let env = Arc::new(Env {
@@ -208,6 +212,7 @@ impl Pool {
         let trusts_holes = matches!(backing.type_name(), "ext4" | "xfs" | "btrfs" | "tmpfs");
         let pool = Arc::new(Pool {
             env,
+            lock: Mutex::new(Some(lock)),
             options,
             names: OnceLock::new(),
             ops: Mutex::new(()),
@@ -229,6 +234,7 @@ impl Pool {
             failures: Mutex::default(),
             scrub: Mutex::default(),
             counted: usage::Counted::default(),
+            seen: overview::Seen::default(),
             space,
             events: Events::default(),
             policies,
@@ -311,6 +317,13 @@ impl Pool {
         self.before_link(volume)
     }
 
+    /// Lets go of the pool's locks, and does nothing else: as the death of this process does.
+    #[doc(hidden)]
+    pub fn let_go(&self) {
+        let lock = self.lock.lock().take();
+        drop(lock);
+    }
+
     /// Stops background work at a durable point, makes everything durable, and lets go of the pool.
     pub fn shutdown(&self) -> Result<()> {
         let threads = {
@@ -333,7 +346,7 @@ impl Pool {
         let written = self.env.store.checkpoint();
         self.events.tell(Event::new(What::Unmounted, ""));
         self.events.stop();
-        lock::release(self.env.fs.as_ref());
+        self.let_go();
         flushed.and(reaped).and(written)
     }
 }

@@ -43,10 +43,9 @@ struct Repair<'a> {
 /// Repairs what can be repaired, and takes the volumes at `accept` (relative to the pool) as they are. Takes the
 /// pool's lock. A crash at any point leaves what was there, or a pool that can be repaired again.
 pub fn repair(fs: &Arc<dyn Fs>, accept: &[PathBuf]) -> Result<Repaired> {
-    lock::acquire(fs.as_ref())?;
+    let _lock = lock::acquire(fs.as_ref())?;
     let mut work = Repair { fs, done: Vec::new(), kept: None };
     let result = work.run(accept).and_then(|()| check::check_unlocked(fs));
-    lock::release(fs.as_ref());
     let kept = work.kept.map(|path| path.to_string_lossy().into_owned());
     Ok(Repaired { done: work.done, kept, report: result? })
 }

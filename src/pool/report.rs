@@ -3,18 +3,19 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::overview::{CHECK_DISK, Overview};
 use super::{Pool, Prospect};
 use crate::door::{JobStatus, PoolStatus, Trouble, VolumeInfo, VolumeState};
 use crate::error::Result;
 use crate::events::{Event, What};
 use crate::layer::Layer;
 use crate::store::record::VolumeRecord;
-use crate::units::{BLOCK, Id, blocks};
+use crate::units::{BLOCK, Id};
 use crate::volume::overlay::Overlay;
 use crate::volume::{State, Volume};
 
 /// Most entries of a list in a status.
-const LIST_LIMIT: usize = 256;
+pub(super) const LIST_LIMIT: usize = 256;
 
 /// Background work on one volume.
 #[derive(Clone, Debug)]
@@ -132,7 +133,7 @@ impl Pool {
     }
 
     /// State of the pool. The mount point is for the caller to fill in.
-    pub fn status(&self) -> PoolStatus {
+    pub fn status(self: &Arc<Self>) -> PoolStatus {
         let space = self.env.fs.info().ok();
         let unit = space.as_ref().map_or(0, |i| i.block_size);
         let (overlays, layers) = {
@@ -140,9 +141,9 @@ impl Pool {
             ((catalogue.volume_count() - catalogue.snapshot_count()) as u64, catalogue.layer_count() as u64)
         };
         let mut jobs: Vec<JobStatus> = self.jobs.lock().values().map(Job::status).collect();
-        let waiting = self.waiting();
-        let job_count = (jobs.len() + waiting.len()) as u64;
-        jobs.extend(waiting.iter().take(LIST_LIMIT).map(waiting_job));
+        let seen = self.overview();
+        let job_count = jobs.len() as u64 + seen.waiting;
+        jobs.extend(seen.first.iter().cloned());
         jobs.truncate(LIST_LIMIT);
         PoolStatus {
             pool: String::new(),
@@ -170,13 +171,13 @@ impl Pool {
             layers,
             job_count,
             jobs,
-            troubles: self.troubles(),
+            troubles: self.troubles(&seen),
+            troubles_hidden: 0,
             scrub: self.scrub_status(),
         }
     }
 
-    fn troubles(&self) -> Vec<Trouble> {
-        const CHECK_DISK: &str = "check the disk, then unmount and mount again";
+    fn troubles(self: &Arc<Self>, seen: &Overview) -> Vec<Trouble> {
         let (mut troubles, of_volumes) = {
             let findings = self.findings.lock();
             (findings.troubles.clone(), findings.of_volumes.clone())
@@ -199,27 +200,13 @@ impl Pool {
                 remedy: "mend the cause, then `clonefs deepen` it again".into(),
             });
         }
-        let open: Vec<Arc<Volume>> = {
-            let tables = self.tables.lock();
-            tables.volumes.values().filter_map(std::sync::Weak::upgrade).collect()
-        };
-        for volume in open {
-            let latch = match &*volume.gate().read() {
-                State::Plain(plain) => plain.check_latch().err(),
-                State::Overlay(overlay) => overlay.check_latch().err(),
-                State::Broken { .. } => None,
-            };
-            if let Some(error) = latch {
-                let path = volume.path().to_string_lossy().into_owned();
-                troubles.push(Trouble { path, problem: error.to_string(), remedy: CHECK_DISK.into() });
-            }
-        }
+        troubles.extend(seen.latched.iter().cloned());
         if let Some(problem) = self.policies.trouble() {
             let remedy = "the last good policies are in force: mend the file, or set them with `clonefs policy`";
             troubles.push(Trouble { path: crate::policy::PATH.into(), problem, remedy: remedy.into() });
         }
         troubles.extend(self.elsewhere_troubles());
-        troubles.extend(self.scrub_status().into_iter().flat_map(|scrub| scrub.damaged));
+        troubles.extend(self.scrub_damage());
         troubles.truncate(LIST_LIMIT);
         troubles
     }
@@ -264,12 +251,6 @@ impl Pool {
     pub fn has_failed(&self, id: Id) -> bool {
         self.failures.lock().contains_key(&id)
     }
-}
-
-/// A job that has not begun. What it has to copy is not known before its map is read: it can be less.
-fn waiting_job(record: &VolumeRecord) -> JobStatus {
-    let to_copy = record.overlap.min(blocks(record.size)) * BLOCK;
-    JobStatus { path: record.path.clone(), step: "waiting".into(), progress: 0.0, to_copy, rate: 0, eta: None }
 }
 
 impl Job {

@@ -3,7 +3,6 @@
 //! A volume that continues a cloned file would rather adopt what it reads than copy it, and so waits until the clones
 //! no longer need it. Of several such volumes that wait for each other the one made last copies.
 
-use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -152,25 +151,15 @@ impl Pool {
         file.is_some_and(|file| self.env.fs.stat(&data_path(file)).is_ok_and(|stat| stat.nlink > 1))
     }
 
-    /// Volumes that will be worked on, but are not yet.
-    pub(super) fn waiting(&self) -> Vec<VolumeRecord> {
-        let begun: HashSet<Id> = self.jobs.lock().keys().copied().collect();
-        let records: Vec<VolumeRecord> = {
-            let catalogue = self.env.store.catalogue();
-            catalogue.volumes().filter(|record| !begun.contains(&record.id)).cloned().collect()
-        };
-        records.into_iter().filter(|record| self.prospect(record) != Prospect::Rests).collect()
-    }
-
     /// Whether nobody but tokens holds a volume that has no name any more. If so, those tokens are void from now on.
     pub(super) fn only_tokens_hold(&self, volume: &Arc<Volume>) -> bool {
         let mut tokens = self.tokens.lock();
-        let held = tokens.values().filter(|(source, _)| Arc::ptr_eq(source, volume)).count();
+        let held = tokens.count(|source| Arc::ptr_eq(source, volume));
         // And the caller's own.
         if Arc::strong_count(volume) > held + 1 {
             return false;
         }
-        tokens.retain(|_, (source, _)| !Arc::ptr_eq(source, volume));
+        tokens.void(|source| Arc::ptr_eq(source, volume));
         true
     }
 }

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::Pool;
+use super::report::LIST_LIMIT;
 use crate::door::{ScrubStatus, Trouble};
 use crate::error::Result;
 use crate::events::{Event, What};
@@ -57,9 +58,17 @@ impl Pool {
         self.wake_background();
     }
 
-    /// What the present or last scrub has found; `None` before the first.
+    /// What the present or last scrub has found; `None` before the first. Of what is damaged, the first.
     pub fn scrub_status(&self) -> Option<ScrubStatus> {
-        self.scrub.lock().status.clone()
+        let scrub = self.scrub.lock();
+        let status = scrub.status.as_ref()?;
+        let damaged = status.damaged.iter().take(LIST_LIMIT).cloned().collect();
+        Some(ScrubStatus { damaged, ..*status })
+    }
+
+    /// The first of what the present or last scrub has found damaged.
+    pub(super) fn scrub_damage(&self) -> Vec<Trouble> {
+        self.scrub_status().map(|status| status.damaged).unwrap_or_default()
     }
 
     /// One turn of the scrub that was asked for. Whether there is more to do. On the compactor's thread only.

@@ -21,8 +21,12 @@ const SYNCS: usize = 16;
 /// An eighth of the descriptors that this process can have: a volume that is not durable holds up to three of them, for
 /// its stub, its data and its map.
 pub(super) fn most_unsettled() -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20);
-    (limit / 8).max(1) as usize
+    (open_files() / 8).max(1)
+}
+
+/// So many files this process may have open.
+pub(in crate::pool) fn open_files() -> usize {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20) as usize
 }
 
 impl Pool {

@@ -19,7 +19,7 @@ use super::settle::MANY;
 use super::{Pool, stub};
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::{Event, What};
-use crate::io::{FileKey, Open, Timestamp};
+use crate::io::{File, FileKey, Open, Timestamp};
 use crate::store::record::{Change, Deepening, Snapshot, VolumeRecord};
 use crate::store::{DIR, SNAPSHOTS, STUBS, new_id, snapshot_path, stub_path};
 use crate::units::Id;
@@ -27,6 +27,8 @@ use crate::volume::Volume;
 
 /// Where snapshots are seen: a directory below the root of the mount.
 pub const NAME: &str = ".snapshots";
+/// The attribute with a program's capabilities.
+pub(super) const CAPABILITY: &str = "security.capability";
 /// Longest name of a file in bytes.
 const NAME_MAX: usize = 255;
 
@@ -57,8 +59,11 @@ impl Pool {
         name: &str,
         scheduled: Option<i64>,
     ) -> Result<()> {
-        let snapshots =
-            volumes.iter().map(|(_, path)| new_snapshot(path, name, scheduled)).collect::<Result<Vec<_>>>()?;
+        let new = |(volume, path): &(Arc<Volume>, PathBuf)| {
+            let snapshot = new_snapshot(path, name, scheduled)?;
+            Ok(Snapshot { directory: self.mark_above(volume, path), ..snapshot })
+        };
+        let snapshots = volumes.iter().map(new).collect::<Result<Vec<_>>>()?;
         self.check_place()?;
         snapshots.iter().try_for_each(|snapshot| self.check_free(snapshot))?;
         let mut sources: Vec<Arc<Volume>> = volumes.iter().map(|(volume, _)| volume.clone()).collect();
@@ -77,7 +82,9 @@ impl Pool {
             made.iter()
                 .filter_map(|p| p.record.snapshot.as_ref())
                 .try_for_each(|snapshot| self.check_free(snapshot))?;
-            self.env.store.commit(made.iter().map(|p| Change::Volume(p.record.clone())).collect())?
+            let mut changes = self.make_way(made.iter().filter_map(|p| p.record.snapshot.as_ref()));
+            changes.extend(made.iter().map(|p| Change::Volume(p.record.clone())));
+            self.env.store.commit(changes)?
         };
         let mut tables = self.tables.lock();
         for prepared in &mut made {
@@ -105,11 +112,28 @@ impl Pool {
         }
     }
 
+    /// Whether a name can be had. One that is left from a directory that had this one's name before makes way.
     fn check_free(&self, snapshot: &Snapshot) -> Result<()> {
-        if self.env.store.catalogue().snapshot(&snapshot.of, &snapshot.name).is_none() {
+        let other = |known: &Snapshot| known.directory != snapshot.directory;
+        let known = |record: &VolumeRecord| record.snapshot.as_ref().is_none_or(other);
+        if self.env.store.catalogue().snapshot(&snapshot.of, &snapshot.name).is_none_or(known) {
             return Ok(());
         }
         Err(Error::new(Kind::Exists, "make snapshot").at(format!("{}@{}", snapshot.of, snapshot.name)))
+    }
+
+    /// Gives numbers to those that have the names of new ones, and belong to a directory that is gone.
+    fn make_way<'a>(&self, new: impl Iterator<Item = &'a Snapshot>) -> Vec<Change> {
+        let catalogue = self.env.store.catalogue();
+        let away = |snapshot: &Snapshot| {
+            let record = catalogue.snapshot(&snapshot.of, &snapshot.name)?;
+            let old = record.snapshot.clone()?;
+            let mut numbered = (2..).map(|n| format!("{}-{n}", old.name));
+            let name = numbered.find(|name| catalogue.snapshot(&old.of, name).is_none())?;
+            let snapshot = Some(Snapshot { name, ..old });
+            Some(Change::Volume(VolumeRecord { snapshot, ..record.clone() }))
+        };
+        new.filter_map(away).collect()
     }
 
     fn ensure_snapshots(&self) -> Result<()> {
@@ -135,6 +159,7 @@ impl Pool {
         stub::describe(file.as_ref(), id, taken.size).context("write stub", &place)?;
         let copied = volume.with_file(|from| stub::copy_attributes(from.as_ref(), file.as_ref()));
         copied.context("copy attributes to stub", volume.path())?;
+        drop_privileges(file.as_ref()).context("take privileges off", &place)?;
         stub::mark(file.as_ref(), pool, id)?;
         self.env.fs.link(&place, &stub_path(id)).context("link stub", stub_path(id))?;
         file.sync_all().context("sync stub", &place)?;
@@ -219,39 +244,6 @@ impl Pool {
         Ok(())
     }
 
-    /// A file or directory was renamed: the snapshots of what it is, or holds, follow. With `exchanged` the other's too.
-    /// A snapshot whose name is taken at its new place gets a number.
-    pub fn snapshots_follow(&self, from: &Path, to: &Path, exchanged: bool) -> Result<()> {
-        if !self.env.store.catalogue().has_snapshots() {
-            return Ok(());
-        }
-        let (Some(from), Some(to)) = (from.to_str(), to.to_str()) else { return Ok(()) };
-        let _ops = self.ops.lock();
-        self.env.store.commit_with(|catalogue| {
-            let mut changes = Vec::new();
-            let mut taken: Vec<(String, String)> = Vec::new();
-            let ways = [(from, to), (to, from)];
-            for (from, to) in ways.into_iter().take(if exchanged { 2 } else { 1 }) {
-                for record in catalogue.snapshots_of(from).chain(catalogue.snapshots_below(from)) {
-                    let Some(snapshot) = &record.snapshot else { continue };
-                    let of = format!("{to}{}", &snapshot.of[from.len()..]);
-                    let is_free = |name: &str| {
-                        let there = !exchanged && catalogue.snapshot(&of, name).is_some();
-                        !there && !taken.iter().any(|(path, taken)| *path == of && taken == name)
-                    };
-                    let numbered = (2..).map(|n| format!("{}-{n}", snapshot.name));
-                    let name = std::iter::once(snapshot.name.clone()).chain(numbered).find(|name| is_free(name));
-                    let Some(name) = name else { continue };
-                    taken.push((of.clone(), name.clone()));
-                    let snapshot = Some(Snapshot { of, name, ..snapshot.clone() });
-                    changes.push(Change::Volume(VolumeRecord { snapshot, ..record.clone() }));
-                }
-            }
-            changes
-        })?;
-        Ok(())
-    }
-
     /// For the start: stubs that no named snapshot has.
     pub(super) fn sweep_snapshots(&self) -> Result<()> {
         match self.env.fs.stat(Path::new(SNAPSHOTS)) {
@@ -272,7 +264,17 @@ fn new_snapshot(path: &Path, name: &str, scheduled: Option<i64>) -> Result<Snaps
         Error::new(Kind::Invalid, "make snapshot").at(path).because("the name of the volume is not UTF-8")
     })?;
     let made = scheduled.unwrap_or_else(|| Timestamp::now().seconds);
-    Ok(Snapshot { of: of.to_owned(), name: name.to_owned(), made, scheduled: scheduled.is_some() })
+    Ok(Snapshot { of: of.to_owned(), name: name.to_owned(), made, scheduled: scheduled.is_some(), directory: None })
+}
+
+/// What is kept to be read is not run with another's rights, years after that program was replaced.
+fn drop_privileges(file: &dyn File) -> std::io::Result<()> {
+    match file.remove_xattr(&CAPABILITY.into()) {
+        Err(e) if !matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP | libc::EPERM)) => return Err(e),
+        _ => {}
+    }
+    let (mode, ids) = (file.stat()?.mode & 0o7777, libc::S_ISUID | libc::S_ISGID);
+    if mode & ids == 0 { Ok(()) } else { file.chmod(mode & !ids) }
 }
 
 /// Whether a snapshot of the volume at `path` can have this name: it is part of a file name.

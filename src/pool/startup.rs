@@ -48,6 +48,7 @@ impl Pool {
             let number = self.env.store.commit(gone.iter().map(|id| Change::DropVolume(*id)).collect())?;
             self.env.store.sync(number)?;
         }
+        self.bind_old_snapshots()?;
         self.settle_debts()?;
         self.describe_stubs();
         self.reap_dead()?;
@@ -138,6 +139,7 @@ impl Pool {
             match self.env.fs.stat(&path) {
                 Ok(stat) if stat.nlink >= 2 => {
                     self.mark_again(&record)?;
+                    self.strip_snapshot(&record, stat.mode)?;
                     self.tables.lock().stubs.insert(stat.key, record.id);
                 }
                 Ok(_) => gone.push(record.id),

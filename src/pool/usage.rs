@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::sync::Mutex;
 use roaring::RoaringBitmap;
@@ -25,6 +26,11 @@ const MOST_PIECES: usize = 1200;
 /// Sets of blocks that are remembered; above that all are forgotten.
 const MOST_SETS: usize = 256;
 
+/// With no more volumes and layers than this, readers are counted whenever something has changed.
+const FEW: usize = 512;
+/// With more, what was counted serves for so many times as long as that took.
+const SHARE: u32 = 20;
+
 /// What was counted, while it still holds.
 #[derive(Default)]
 pub(super) struct Counted(Mutex<Counts>);
@@ -33,6 +39,8 @@ pub(super) struct Counted(Mutex<Counts>);
 struct Counts {
     /// For the catalogue after this change.
     committed: Option<u64>,
+    /// When that was, and how long it took.
+    counted: Option<(Instant, Duration)>,
     /// Volumes that read each layer, directly or through others.
     readers: Arc<HashMap<Id, u64>>,
     /// Blocks that a copy of all that a layer shows would need, by the layer and how much of it can be seen.
@@ -43,6 +51,14 @@ struct Counts {
 
 /// Differs when the data of a layer has changed, which an adoption does.
 type Stamp = (Id, u64, u64, Timestamp);
+
+impl Counts {
+    /// Whether it can be counted again. Changes of the catalogue wait meanwhile, and anybody may ask: it takes a small
+    /// part of the time however many ask.
+    fn is_due(&self, now: Instant) -> bool {
+        self.counted.is_none_or(|(at, took)| now.duration_since(at) >= took * SHARE)
+    }
+}
 
 impl Pool {
     /// What one volume takes.
@@ -118,9 +134,14 @@ impl Pool {
     fn readers(&self) -> Arc<HashMap<Id, u64>> {
         let mut counts = self.counted.0.lock();
         // Before the look at the catalogue: what is committed between the two is counted again next time.
-        let committed = self.env.store.committed();
-        if counts.committed != Some(committed) {
-            counts.readers = Arc::new(count_readers(&self.env.store.catalogue()));
+        let (committed, begun) = (self.env.store.committed(), Instant::now());
+        if counts.committed != Some(committed) && counts.is_due(begun) {
+            let few = {
+                let catalogue = self.env.store.catalogue();
+                counts.readers = Arc::new(count_readers(&catalogue));
+                catalogue.volume_count() + catalogue.layer_count() <= FEW
+            };
+            counts.counted = (!few).then(|| (Instant::now(), begun.elapsed()));
             counts.copies.clear();
             counts.committed = Some(committed);
         }

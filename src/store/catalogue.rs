@@ -4,6 +4,7 @@
 //! not verify costs that one record, not the pool.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,8 @@ pub struct Catalogue {
     files: HashMap<Id, usize>,
     /// Snapshots by the path of their volume, then by name.
     snapshots: BTreeMap<String, BTreeMap<String, Id>>,
+    /// How many these are.
+    snapshot_count: usize,
 }
 
 impl Catalogue {
@@ -111,6 +114,29 @@ impl Catalogue {
         below.flat_map(|(_, names)| names.values()).filter_map(|id| self.volumes.get(id))
     }
 
+    /// What there is in a directory (the root: an empty path): its volumes' snapshots, and the names of directories in
+    /// which there are more. Takes no longer for what lies deeper.
+    pub fn snapshots_in(&self, directory: &str) -> (Vec<&VolumeRecord>, Vec<String>) {
+        let from = if directory.is_empty() { String::new() } else { format!("{directory}/") };
+        let (mut records, mut directories) = (Vec::new(), Vec::new());
+        let mut next = Bound::Included(from.clone());
+        while let Some((of, names)) = self.snapshots.range((next, Bound::Unbounded)).next() {
+            let Some(below) = of.strip_prefix(&from) else { break };
+            next = match below.split_once('/') {
+                // All that begins with the name and '/' is passed over: '0' follows that.
+                Some((name, _)) => {
+                    directories.push(name.to_owned());
+                    Bound::Included(format!("{from}{name}0"))
+                }
+                None => {
+                    records.extend(names.values().filter_map(|id| self.volumes.get(id)));
+                    Bound::Excluded(of.clone())
+                }
+            };
+        }
+        (records, directories)
+    }
+
     /// Whether there is any snapshot.
     pub fn has_snapshots(&self) -> bool {
         !self.snapshots.is_empty()
@@ -118,7 +144,7 @@ impl Catalogue {
 
     /// How many there are.
     pub fn snapshot_count(&self) -> usize {
-        self.snapshots.values().map(BTreeMap::len).sum()
+        self.snapshot_count
     }
 
     fn name_snapshot(&mut self, old: Option<&VolumeRecord>, new: Option<(Id, Snapshot)>) {
@@ -127,12 +153,14 @@ impl Catalogue {
             && names.get(&old.name) == Some(&id)
         {
             names.remove(&old.name);
+            self.snapshot_count -= 1;
             if names.is_empty() {
                 self.snapshots.remove(&old.of);
             }
         }
         if let Some((id, new)) = new {
-            self.snapshots.entry(new.of).or_default().insert(new.name, id);
+            let names = self.snapshots.entry(new.of).or_default();
+            self.snapshot_count += usize::from(names.insert(new.name, id).is_none());
         }
     }
 
@@ -326,7 +354,7 @@ mod tests {
     fn snapshots_are_found_by_path_and_name() {
         let mut catalogue = Catalogue::default();
         let mut put = |id: u64, of: &str, name: &str| {
-            let snapshot = Snapshot { of: of.into(), name: name.into(), made: 0, scheduled: false };
+            let snapshot = Snapshot { of: of.into(), name: name.into(), made: 0, scheduled: false, directory: None };
             let record = VolumeRecord { snapshot: Some(snapshot), ..volume(id, None) };
             catalogue.apply(Change::Volume(record));
         };
@@ -341,9 +369,17 @@ mod tests {
         assert_eq!(ids(catalogue.snapshots_below("a").collect()), [3, 2]);
         assert_eq!(ids(catalogue.snapshots_below("").collect()), [1, 4, 3, 2]);
         assert_eq!(catalogue.snapshot("a/c", "three").map(|r| r.id), Some(Id(2)));
+        assert_eq!(catalogue.snapshot_count(), 4);
+        let inside = |directory: &str| {
+            let (records, directories) = catalogue.snapshots_in(directory);
+            (ids(records), directories.join(" "))
+        };
+        assert_eq!(inside(""), (vec![1, 4], "a".to_owned()));
+        assert_eq!(inside("a"), (vec![3, 2], String::new()));
+        assert_eq!(inside("a/b"), (vec![], String::new()));
         assert!(catalogue.snapshot("a", "two").is_none());
         (1..=4).for_each(|id| catalogue.apply(Change::DropVolume(Id(id))));
-        assert!(!catalogue.has_snapshots() && catalogue.snapshots.is_empty());
+        assert!(!catalogue.has_snapshots() && catalogue.snapshots.is_empty() && catalogue.snapshot_count() == 0);
     }
 
     fn sample() -> Catalogue {

@@ -14,6 +14,7 @@
 
 pub mod catalogue;
 pub mod log;
+mod owner;
 pub mod record;
 mod recover;
 pub mod salvage;
@@ -30,6 +31,7 @@ use crate::io::{Fs, Open, Rename};
 use crate::units::{BLOCK, Id};
 use catalogue::Catalogue;
 use log::Log;
+pub use owner::check_owner;
 use record::Change;
 
 /// Version of everything below `.clonefs`.

@@ -144,6 +144,9 @@ pub struct Snapshot {
     /// A schedule made it, and may remove it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub scheduled: bool,
+    /// The mark of the directory that the volume was in (`pool::belongs`). `None`: the root, or not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<String>,
 }
 
 impl VolumeRecord {

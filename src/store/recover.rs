@@ -257,6 +257,12 @@ pub fn initialise(fs: &dyn Fs, inner: &mut Inner) -> Result<()> {
         match fs.mkdir(Path::new(dir), 0o700) {
             Ok(()) => {}
             Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {
+                if fs.root_fd().is_some() {
+                    // Somebody can have made it since the pool was opened.
+                    let look = |path: &str| fs.stat(Path::new(path)).context("look at directory", path);
+                    let (stat, above) = (look(dir)?, look("")?);
+                    super::check_owner((stat.uid, stat.mode), above.uid, rustix::process::geteuid().as_raw())?;
+                }
                 fs.chmod(Path::new(dir), 0o700).context("make metadata directory", dir)?;
             }
             Err(e) => return Err(Error::io("make metadata directory", e).at(dir)),

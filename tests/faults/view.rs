@@ -39,7 +39,7 @@ pub fn look(names: &NameTree) -> Result<View> {
 fn walk(names: &NameTree, directory: u64, path: &str, view: &mut View) -> Result<()> {
     let number = names.open_directory(directory)?;
     let mut entries = Vec::new();
-    let listed = names.list(number, 0, |_, entry| {
+    let listed = names.list(number, 0, &ROOT_USER, |_, entry| {
         entries.push(entry.name);
         true
     });

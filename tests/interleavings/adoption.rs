@@ -106,7 +106,7 @@ fn a_token_of_a_deleted_source_gives_the_bytes_of_the_source_or_nothing() {
         let world = World::new();
         let (source, heir) = source_and_heir(&world);
         world.pool.flush().unwrap();
-        let token = world.pool.token(&source).unwrap();
+        let token = world.pool.token(&source, 0).unwrap();
         // Somebody has it open, or nobody.
         let handle = Some(source).filter(|_| open);
         world.remove("source");

@@ -2,6 +2,7 @@
 
 mod fixture;
 mod moments;
+mod owners;
 mod places;
 mod resize;
 mod rollback;

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
+use super::caller::Caller;
 use super::handle::DirHandle;
 use super::listing::{FIRST, Window};
 use super::tree::{Listed, is_hidden};
@@ -18,10 +19,17 @@ impl NameTree {
 
     /// Entries of an open directory from a position on, as many as `take` accepts; it gets each with the position after it.
     /// At position 0 the directory is read anew. Positions mean the same in every open of it, see [`listing`](super::listing).
-    pub fn list(&self, number: u64, offset: u64, mut take: impl FnMut(u64, Listed) -> bool) -> Result<()> {
+    /// Which snapshots there are depends on `caller`.
+    pub fn list(
+        &self,
+        number: u64,
+        offset: u64,
+        caller: &Caller,
+        mut take: impl FnMut(u64, Listed) -> bool,
+    ) -> Result<()> {
         let handle = self.handles.directory(number)?;
         let device = self.table.lock().device(handle.node);
-        let mut window = self.window(&handle, offset.max(FIRST), offset == 0)?;
+        let mut window = self.window(&handle, offset.max(FIRST), offset == 0, caller)?;
         let (mut at, mut taken) = (offset, false);
         while let Some(entry) = dots(&handle, at) {
             at += 1;
@@ -47,13 +55,13 @@ impl NameTree {
                     return Ok(());
                 }
             }
-            window = self.window(&handle, at, false)?;
+            window = self.window(&handle, at, false, caller)?;
         }
     }
 
     /// The names around a position: those that the handle had before, unless it begins anew, or else those that somebody
     /// has just read, if the handle begins in the middle.
-    fn window(&self, handle: &DirHandle, at: u64, anew: bool) -> Result<Arc<Window>> {
+    fn window(&self, handle: &DirHandle, at: u64, anew: bool, caller: &Caller) -> Result<Arc<Window>> {
         let mut listing = handle.listing.lock();
         listing.from_start |= anew;
         let held = listing.window.as_ref().filter(|window| !anew && window.covers(at)).cloned();
@@ -62,13 +70,17 @@ impl NameTree {
         }
         let generation = self.table.lock().node(snapshots::real(handle.node)).map_or(0, |node| node.generation);
         let directory = (handle.node, generation);
-        let others = if listing.from_start { None } else { self.recent.lock().find(directory, at) };
+        // What one user sees of the snapshots is nothing for another.
+        let shared = !snapshots::is_here(handle.node);
+        let others = if listing.from_start || !shared { None } else { self.recent.lock().find(directory, at) };
         let window = match others {
             Some(window) => window,
             None => {
                 let total = listing.window.take().map_or(0, |window| window.total());
-                let window = Arc::new(self.read_window(handle.node, at, total)?);
-                self.recent.lock().keep(directory, &window);
+                let window = Arc::new(self.read_window(handle.node, at, total, caller)?);
+                if shared {
+                    self.recent.lock().keep(directory, &window);
+                }
                 window
             }
         };
@@ -76,9 +88,9 @@ impl NameTree {
         Ok(window)
     }
 
-    fn read_window(&self, node: u64, at: u64, total: usize) -> Result<Window> {
+    fn read_window(&self, node: u64, at: u64, total: usize, caller: &Caller) -> Result<Window> {
         if snapshots::is_here(node) {
-            let listed = self.list_snapshots(node)?;
+            let listed = self.list_snapshots(node, caller)?;
             return Window::read(at, total, |offer| {
                 listed.iter().for_each(|entry| offer(&entry.name, entry.ino, Some(entry.kind)));
                 Ok(())

@@ -41,20 +41,20 @@ impl NameTree {
     pub(super) fn get_door(&self, id: u64, name: &OsStr, caller: &Caller) -> Result<Vec<u8>> {
         let kind = self.kind(id)?;
         match (kind, name.to_str().unwrap_or_default()) {
-            (FileKind::Directory, door::STATUS) => shortened(self.status(), |status| {
+            (FileKind::Directory, door::STATUS) => shortened(self.status(caller), |status| {
                 status.jobs.truncate(status.jobs.len() / 2);
                 status.troubles.truncate(status.troubles.len() / 2);
             }),
             (FileKind::File | FileKind::Directory, door::POLICY) => self.get_policy(id),
-            (FileKind::Directory, door::POLICIES) => self.list_policies(),
+            (FileKind::Directory, door::POLICIES) => self.list_policies(caller),
             (FileKind::Directory, name) if is_events(name) => self.read_events(name, caller),
             (FileKind::Directory, door::CHECK) => shortened(self.check(caller)?, |report| {
                 report.problems.truncate(report.problems.len() / 2);
             }),
             (FileKind::File, door::SNAPSHOT) => json(&self.describe_snapshot(id)?),
             (FileKind::File, name) if name.starts_with(door::DIFF) => json(&self.diff(id, name)?),
-            (FileKind::File, door::TOKEN) => Ok(self.pool.token(&self.volume(id)?)?.into_bytes()),
-            (FileKind::File, name) => self.describe_volume(id, name),
+            (FileKind::File, door::TOKEN) => Ok(self.pool.token(&self.volume(id)?, caller.uid)?.into_bytes()),
+            (FileKind::File, name) => self.describe_volume(id, name, caller),
             _ => Err(no_such_attribute()),
         }
     }
@@ -78,10 +78,10 @@ impl NameTree {
         Ok(DiffPage { extents: found.runs.iter().take(DIFF_RUNS).map(extent).collect(), next })
     }
 
-    fn describe_volume(&self, id: u64, name: &str) -> Result<Vec<u8>> {
+    fn describe_volume(&self, id: u64, name: &str, caller: &Caller) -> Result<Vec<u8>> {
         let text: fn(VolumeInfo) -> String = match name {
             door::USAGE => return json(&self.pool.usage(&self.volume(id)?)?),
-            door::INFO => return json(&self.pool.info(&self.volume(id)?)?),
+            door::INFO => return json(&self.info(id, caller)?),
             door::STATE => |info| info.state.word().to_owned(),
             door::PROGRESS => |info| format_percent(info.progress),
             door::PARENT => |info| info.parent.unwrap_or_default(),
@@ -91,11 +91,21 @@ impl NameTree {
             door::SHARED_BYTES => |info| info.shared_bytes.to_string(),
             _ => return Err(no_such_attribute()),
         };
-        Ok(text(self.pool.info(&self.volume(id)?)?).into_bytes())
+        Ok(text(self.info(id, caller)?).into_bytes())
     }
 
-    fn status(&self) -> PoolStatus {
+    fn info(&self, id: u64, caller: &Caller) -> Result<VolumeInfo> {
+        let mut info = self.pool.info(&self.volume(id)?)?;
+        if info.origin.is_some() {
+            let owner = self.honest_attributes(id)?.stat.uid;
+            info.origin = self.origin_seen(owner, info.origin, caller);
+        }
+        Ok(info)
+    }
+
+    fn status(&self, caller: &Caller) -> PoolStatus {
         let text = |path: &Path| path.to_string_lossy().into_owned();
+        let status = self.only_seen(self.pool.status(), caller);
         PoolStatus {
             pool: text(&self.settings.pool),
             mountpoint: text(&self.settings.mountpoint),
@@ -103,7 +113,7 @@ impl NameTree {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             passthrough: self.settings.passthrough.word().to_owned(),
             open_past: self.count_past(),
-            ..self.pool.status()
+            ..status
         }
     }
 
@@ -268,6 +278,10 @@ impl NameTree {
         if caller.uid != owner {
             administrators_only("control the background work of another user's volume", caller)?;
         }
+        if request.rate.is_some() {
+            // It is one rate for all volumes, whichever file it is asked for at.
+            administrators_only("set the rate of a pool", caller)?;
+        }
         if request.action == DeepenAction::Start {
             self.check_may_deepen(id)?;
         }
@@ -289,11 +303,11 @@ impl NameTree {
     }
 
     /// A token for the file of a handle that is open for reading, as bytes.
-    pub fn token_of(&self, handle: &Handle) -> Result<Vec<u8>> {
+    pub fn token_of(&self, handle: &Handle, caller: &Caller) -> Result<Vec<u8>> {
         if !handle.can_read() {
             return Err(errno("read from a handle that is open for writing only", libc::EBADF));
         }
-        let text = self.pool.token(&handle.volume)?;
+        let text = self.pool.token(&handle.volume, caller.uid)?;
         (0..TOKEN_BYTES)
             .map(|at| text.get(2 * at..2 * at + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok()))
             .collect::<Option<Vec<u8>>>()

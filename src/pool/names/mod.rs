@@ -22,6 +22,7 @@ mod policies;
 mod snapshots;
 mod table;
 mod tree;
+mod visible;
 mod ways;
 mod xattr;
 
@@ -30,7 +31,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use crate::sync::atomic::AtomicBool;
+use crate::sync::atomic::{AtomicBool, AtomicU64};
 use crate::sync::{Mutex, RwLock};
 
 pub use attributes::{Attributes, Change};
@@ -104,6 +105,8 @@ pub struct NameTree {
     handles: Handles,
     /// Names of directories that were read a moment ago.
     recent: Mutex<Recent>,
+    /// Files that are open past the daemon.
+    past: Arc<AtomicU64>,
     /// Groups that were begun.
     groups: Mutex<Groups>,
     /// The node of the directory that holds the stubs of snapshots, once it was needed.
@@ -129,6 +132,7 @@ impl NameTree {
             directories: [const { RwLock::new(()) }; STRIPES],
             handles: Handles::default(),
             recent: Mutex::default(),
+            past: Arc::default(),
             groups: Mutex::default(),
             stubs: OnceLock::new(),
             no_way_past: AtomicBool::new(false),

@@ -57,11 +57,6 @@ impl NameTree {
         json(&self.pool.policies().explain(&self.path(id)?)?)
     }
 
-    /// All settings.
-    pub(super) fn list_policies(&self) -> Result<Vec<u8>> {
-        json(&self.pool.policies().list())
-    }
-
     /// Changes the settings of a node's path.
     pub(super) fn set_policy(&self, id: u64, value: &[u8], caller: &Caller) -> Result<()> {
         administrators_only("set a policy", caller)?;

@@ -22,6 +22,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::events::{Event, What};
 use crate::io::FileKind;
 use crate::pool::snapshot::NAME;
+use crate::store::record::VolumeRecord;
 use crate::store::{SNAPSHOTS, snapshot_path};
 use crate::units::Id;
 use crate::volume::Volume;
@@ -96,6 +97,37 @@ impl NameTree {
         Ok(Attributes { ino: node, ..attributes })
     }
 
+    /// As [`NameTree::lookup`], for a caller: a snapshot of which the directory is gone is not for everybody.
+    pub fn lookup_by(&self, parent: u64, name: &OsStr, caller: &Caller) -> Result<Found> {
+        if is_here(parent)
+            && let Some(id) = self.snapshot_of(parent, name)?
+        {
+            self.check_reach(parent, id, caller).map_err(|error| error.at(name))?;
+        }
+        self.lookup(parent, name)
+    }
+
+    fn check_reach(&self, parent: u64, id: Id, caller: &Caller) -> Result<()> {
+        let refused = || errno("come to a snapshot of a directory that is gone", libc::EACCES);
+        if self.may_reach(parent, id, caller) { Ok(()) } else { Err(refused()) }
+    }
+
+    /// Whether a caller who may search a directory may come to a snapshot that has its path: the directory must be the one
+    /// that the volume was in, not another one that was made under its name.
+    fn may_reach(&self, parent: u64, id: Id, caller: &Caller) -> bool {
+        if caller.is_administrator() {
+            return true;
+        }
+        let snapshot = self.pool.store().catalogue().volume(id).and_then(|record| record.snapshot.clone());
+        let directory = {
+            let table = self.table.lock();
+            table.node(real(parent)).and_then(|node| Some((table.path(real(parent))?, node.key)))
+        };
+        let (Some(snapshot), Some((path, key))) = (snapshot, directory) else { return false };
+        let owner = || self.fs.stat(&snapshot_path(id)).is_ok_and(|stat| stat.uid == caller.uid);
+        self.pool.belongs(&snapshot, &path, key) || owner()
+    }
+
     /// What a name in a directory of snapshots is.
     pub(super) fn lookup_snapshot(&self, parent: u64, name: &OsStr) -> Result<Found> {
         if let Some(id) = self.snapshot_of(parent, name)? {
@@ -149,8 +181,9 @@ impl NameTree {
     }
 
     /// Removes a snapshot by its name. The kernel has checked that the caller may remove files of this directory.
-    pub(super) fn unlink_snapshot(&self, parent: u64, name: &OsStr) -> Result<()> {
+    pub(super) fn unlink_snapshot(&self, parent: u64, name: &OsStr, caller: &Caller) -> Result<()> {
         let id = self.snapshot_of(parent, name)?.ok_or_else(|| errno("remove snapshot", libc::ENOENT).at(name))?;
+        self.check_reach(parent, id, caller).map_err(|error| error.at(name))?;
         self.check_snapshot_free(parent, name)?;
         let mut result = Ok(());
         self.removing_snapshot(id, &mut || result = self.pool.remove_snapshot(id));
@@ -175,11 +208,12 @@ impl NameTree {
     }
 
     /// Gives a snapshot another name: of the same volume, and one that is free.
-    pub(super) fn rename_snapshot(&self, from: (u64, &OsStr), to: (u64, &OsStr)) -> Result<()> {
+    pub(super) fn rename_snapshot(&self, from: (u64, &OsStr), to: (u64, &OsStr), caller: &Caller) -> Result<()> {
         if !is_here(from.0) || !is_here(to.0) {
             return Err(Error::new(Kind::CrossPool, "rename").at(from.1).because("a snapshot stays where it is"));
         }
         let id = self.snapshot_of(from.0, from.1)?.ok_or_else(|| errno("rename snapshot", libc::ENOENT).at(from.1))?;
+        self.check_reach(from.0, id, caller).map_err(|error| error.at(from.1))?;
         let refuse = |why| Err(Error::new(Kind::Invalid, "rename snapshot").at(to.1).because(why));
         let Some((volume, name)) = parts(to.1) else { return refuse("a snapshot is called VOLUME@NAME") };
         if from.0 != to.0 || parts(from.1).map(|(volume, _)| volume) != Some(volume) {
@@ -189,22 +223,22 @@ impl NameTree {
     }
 
     /// What a directory of snapshots holds: those of its volumes, and directories in which there are more.
-    pub(super) fn list_snapshots(&self, node: u64) -> Result<Vec<Listed>> {
+    pub(super) fn list_snapshots(&self, node: u64, caller: &Caller) -> Result<Vec<Listed>> {
         let directory = self.path(real(node))?;
         let Some(directory) = directory.to_str().map(str::to_owned) else { return Ok(Vec::new()) };
-        let skip = if directory.is_empty() { 0 } else { directory.len() + 1 };
         let mut names: Vec<(String, Option<Id>)> = {
             let catalogue = self.pool.store().catalogue();
-            let all = catalogue.snapshots_below(&directory).filter_map(|r| Some((r.id, r.snapshot.as_ref()?)));
-            let entry =
-                |(id, snapshot): (Id, &crate::store::record::Snapshot)| match snapshot.of[skip..].split_once('/') {
-                    Some((below, _)) => (below.to_owned(), None),
-                    None => (format!("{}@{}", &snapshot.of[skip..], snapshot.name), Some(id)),
-                };
-            all.map(entry).collect()
+            let (records, directories) = catalogue.snapshots_in(&directory);
+            let named = |record: &VolumeRecord| {
+                let snapshot = record.snapshot.as_ref()?;
+                let file = Path::new(&snapshot.of).file_name()?;
+                Some((format!("{}@{}", file.to_string_lossy(), snapshot.name), Some(record.id)))
+            };
+            let records = records.into_iter().filter_map(named);
+            records.chain(directories.into_iter().map(|name| (name, None))).collect()
         };
         names.sort();
-        names.dedup();
+        names.retain(|(_, id)| id.is_none_or(|id| self.may_reach(node, id, caller)));
         let listed = |(name, id): (String, Option<Id>)| {
             let place = id.map_or_else(|| PathBuf::from(&directory).join(&name), snapshot_path);
             let key = self.fs.stat(&place).ok()?.key;

@@ -264,12 +264,6 @@ impl Table {
         self.nodes.iter().filter(|(_, node)| writes(node)).map(|(id, _)| *id).collect()
     }
 
-    /// Number of nodes that are open past the daemon.
-    pub fn open_past(&self) -> u64 {
-        let past = |node: &&Node| node.open.as_ref().is_some_and(|open| open.ways.are_past());
-        self.nodes.values().filter(past).count() as u64
-    }
-
     /// Device that the entries of a directory listing are on, for [`Table::listed`].
     pub fn device(&self, id: u64) -> u64 {
         self.nodes.get(&id).map_or(0, |node| node.key.dev)

@@ -248,7 +248,7 @@ impl NameTree {
             return Err(errno("remove", libc::ENOENT).at(name));
         }
         if snapshots::is_here(parent) {
-            return self.unlink_snapshot(parent, name);
+            return self.unlink_snapshot(parent, name, caller);
         }
         let namespace = self.namespace.read();
         let lock = self.directory_lock(parent).write();
@@ -311,7 +311,7 @@ impl NameTree {
             return Err(errno("rename", libc::ENOENT).at(from.1));
         }
         if snapshots::is_here(from.0) || snapshots::is_here(to.0) {
-            return self.rename_snapshot(from, to);
+            return self.rename_snapshot(from, to, caller);
         }
         self.check_new_name(to.0, to.1)?;
         let namespace = self.namespace.write();

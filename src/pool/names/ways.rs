@@ -20,7 +20,7 @@ use std::sync::Arc;
 use super::NameTree;
 use crate::error::Result;
 use crate::io::{FileKind, FileRef};
-use crate::sync::atomic::Ordering;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::volume::Volume;
 use crate::volume::bypass::Bypass;
 
@@ -58,12 +58,24 @@ pub struct Past {
     /// What to tell the kernel.
     pub registered: Registered,
     _bypass: Bypass,
+    _counted: Counted,
+}
+
+/// One more in a count, until this is dropped.
+struct Counted(Arc<AtomicU64>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Past {
-    /// Registers the backing file.
-    pub fn new(bypass: Bypass, register: Register) -> io::Result<Past> {
-        Ok(Past { registered: register(bypass.file())?, _bypass: bypass })
+    /// Registers the backing file, which is one more of `count`.
+    pub fn new(bypass: Bypass, register: Register, count: &Arc<AtomicU64>) -> io::Result<Past> {
+        let registered = register(bypass.file())?;
+        count.fetch_add(1, Ordering::Relaxed);
+        Ok(Past { registered, _bypass: bypass, _counted: Counted(count.clone()) })
     }
 }
 
@@ -105,11 +117,6 @@ impl<P> Ways<P> {
                 _ => None,
             },
         }
-    }
-
-    /// Some are open, and go past the daemon.
-    pub fn are_past(&self) -> bool {
-        matches!(self, Ways::Past(..))
     }
 
     /// Some are open, and come to the daemon.
@@ -168,8 +175,8 @@ impl NameTree {
             _ => volume.bypass_reading(),
         };
         let bypass = bypass?;
-        let past =
-            Past::new(bypass, register).and_then(|past| self.pool.note_past().map(|()| past).map_err(io::Error::other));
+        let past = Past::new(bypass, register, &self.past)
+            .and_then(|past| self.pool.note_past().map(|()| past).map_err(io::Error::other));
         match past {
             Ok(past) => Some(past),
             Err(error) => {
@@ -184,7 +191,7 @@ impl NameTree {
 
     /// How many files are open past the daemon.
     pub(super) fn count_past(&self) -> u64 {
-        self.table.lock().open_past()
+        self.past.load(Ordering::Relaxed)
     }
 }
 

@@ -21,10 +21,10 @@ pub fn set_may_wait(name: &OsStr) -> bool {
     is_ours(name)
 }
 
-/// Whether reading an attribute can take long.
+/// Whether reading an attribute can take long, or is done with the caller's rights. What is ours is: it is put together
+/// from files and tables that can be large, and nobody's reads and writes may wait for it.
 pub fn get_takes_long(name: &OsStr) -> bool {
-    let long = [door::EVENTS, door::DIFF].iter().any(|prefix| name.as_bytes().starts_with(prefix.as_bytes()));
-    long || name == door::CHECK || name == door::USAGE
+    is_ours(name)
 }
 
 pub(super) fn is_ours(name: &OsStr) -> bool {
