@@ -105,6 +105,11 @@ fn charged(pool: &Pool, user: u32) -> u64 {
     counted.values().sum()
 }
 
+fn within(pool: &Pool, user: u32, least: u64, what: &str) {
+    let charged = charged(pool, user);
+    assert!((least * 1024..least * 1024 + 512).contains(&charged), "{what}: {charged} KiB, not {least} MiB");
+}
+
 #[test]
 fn what_is_written_to_a_clone_is_in_files_of_its_owners() {
     on_each_filesystem(|pool| {
@@ -123,26 +128,22 @@ fn what_is_written_to_a_clone_is_in_files_of_its_owners() {
             file.write_all_at(&vec![2; 8 * MIB as usize], 0).expect("write");
             file.sync_all().expect("sync");
         });
-        let within = |user: u32, least: u64, what: &str| {
-            let charged = charged(pool, user);
-            assert!((least * 1024..least * 1024 + 512).contains(&charged), "{what}: {charged} KiB, not {least} MiB");
-        };
-        within(USER, 8, "a clone");
+        within(pool, USER, 8, "a clone");
         // Another owner: the bytes go along, whether the clone is open, in memory or neither.
         let open = File::open(pool.at("clone")).expect("open");
         chown(pool.at("clone"), Some(OTHER), Some(OTHER)).expect("owner");
-        within(USER, 0, "given away");
-        within(OTHER, 8, "given away");
+        within(pool, USER, 0, "given away");
+        within(pool, OTHER, 8, "given away");
         drop(open);
         pool.unmount();
         pool.mount("deepen=manual,allow_other");
         chown(pool.at("clone"), Some(USER), Some(USER)).expect("owner");
-        within(OTHER, 0, "given back");
-        within(USER, 8, "given back");
+        within(pool, OTHER, 0, "given back");
+        within(pool, USER, 8, "given back");
         // A snapshot in between: what is written after it is the owner's too.
         clonefs(["snapshot", "create", pool.at("clone@then").to_str().expect("path")]).success();
         as_user(USER, USER, || writable(&pool.at("clone")).write_all_at(&vec![3; 4 * MIB as usize], 0).expect("write"));
-        within(USER, 12, "after a snapshot");
+        within(pool, USER, 12, "after a snapshot");
         // A file of the user's that is frozen, and what is written to it then.
         as_user(OTHER, OTHER, || fs::write(pool.at("own"), vec![4; 4 * MIB as usize]).expect("file"));
         pool.clone("own", "copy");
@@ -150,6 +151,6 @@ fn what_is_written_to_a_clone_is_in_files_of_its_owners() {
             let file = writable(&pool.at("own"));
             file.write_all_at(&vec![5; 4 * MIB as usize], 0).expect("write");
         });
-        within(OTHER, 8, "the frozen file and what lies over it");
+        within(pool, OTHER, 8, "the frozen file and what lies over it");
     });
 }

@@ -4,6 +4,7 @@
 mod adoption;
 mod contents;
 mod durability;
+mod exchanged;
 mod extent;
 mod finishing;
 mod hooks;

@@ -31,6 +31,10 @@ fn run(ops: &[Op]) -> Result<(), TestCaseError> {
     world.drain().map_err(|why| TestCaseError::fail(format!("deepening everything at the end: {why}")))
 }
 
+fn sequences() -> impl Strategy<Value = Vec<Op>> {
+    prop::collection::vec(ops::some(), 1..40).prop_map(|parts| parts.concat())
+}
+
 #[test]
 fn volumes_hold_what_was_written_to_them() {
     let config = ProptestConfig {
@@ -40,7 +44,7 @@ fn volumes_hold_what_was_written_to_them() {
         ..ProptestConfig::default()
     };
     let mut runner = TestRunner::new(config);
-    let outcome = runner.run(&ops::sequences(), |ops| run(&ops));
+    let outcome = runner.run(&sequences(), |ops| run(&ops));
     println!("model: {} sequences, {} steps", cases(), STEPS.load(Ordering::Relaxed));
     outcome.unwrap_or_else(|failure| panic!("{failure}"));
 }

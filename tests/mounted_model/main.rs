@@ -41,8 +41,9 @@ pub enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let store = (0u8..6, 0u64..400 << 10, 1u64..70_000, 1u8..255)
         .prop_map(|(name, offset, len, byte)| Step::Store(name, offset, len, byte));
-    let step = prop_oneof![16 => ops::any().prop_map(Step::Op), 2 => store, 1 => (0u8..6).prop_map(Step::Close)];
-    prop::collection::vec(step, 1..40)
+    let step = prop_oneof![2 => store, 1 => (0u8..6).prop_map(Step::Close)].prop_map(|step| vec![step]);
+    let some = prop_oneof![16 => ops::some().prop_map(|ops| ops.into_iter().map(Step::Op).collect()), 3 => step];
+    prop::collection::vec(some, 1..40).prop_map(|parts: Vec<Vec<Step>>| parts.concat())
 }
 
 fn cases() -> u32 {

@@ -12,7 +12,7 @@ use crate::error::{Context, Result};
 use crate::io::{InodeRef, Powers, Stat, acting_as};
 
 /// Directories held at the same time, at most.
-const MOST: usize = 512;
+const MOST: usize = 256;
 
 /// The directories that are in use, by number and generation of their nodes. Those that were used last are kept.
 #[derive(Default)]
