@@ -19,7 +19,7 @@ use super::sys::{
     c_name, fstat, grow_buffer, lstat_at, open_beneath, open_same_mount, proc_path, retry, split_names, timespec,
 };
 use super::turns::Turns;
-use super::types::{DirEntry, Rename, SetTime, Stat};
+use super::types::{DirEntry, FileKind, Rename, SetTime, Stat};
 
 /// Longest piece of a path handed to the kernel at once; `PATH_MAX` is 4096.
 const PIECE: usize = 3800;
