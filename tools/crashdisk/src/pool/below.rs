@@ -127,11 +127,11 @@ impl Files for Below {
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<()> {
-        self.names.rename((ROOT, OsStr::new(from)), (ROOT, OsStr::new(to)), Rename::Replace)
+        self.names.rename((ROOT, OsStr::new(from)), (ROOT, OsStr::new(to)), Rename::Replace, &caller())
     }
 
     fn unlink(&self, name: &str) -> Result<()> {
-        self.names.unlink(ROOT, OsStr::new(name))
+        self.names.unlink(ROOT, OsStr::new(name), &caller())
     }
 
     fn sync_names(&self) -> Result<()> {
