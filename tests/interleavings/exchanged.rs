@@ -19,7 +19,7 @@ struct Racer {
 }
 
 impl Racer {
-    fn new(fs: &Arc<dyn Fs>) -> Arc<dyn Names> {
+    fn over(fs: &Arc<dyn Fs>) -> Arc<dyn Names> {
         Arc::new(Racer { fs: fs.clone(), done: AtomicBool::new(false) })
     }
 }
@@ -79,7 +79,7 @@ fn clone(fs: &Arc<dyn Fs>, pool: &Arc<Pool>, source: &str, target: &str) {
 fn a_freeze_does_not_replace_what_got_the_name_of_its_file() {
     let (dir, fs, pool) = pool();
     clone(&fs, &pool, "file", "clone");
-    let racer = Racer::new(&fs);
+    let racer = Racer::over(&fs);
     pool.set_names(Arc::downgrade(&racer));
     let other = fs::metadata(dir.path().join("other")).unwrap().ino();
     let error = volume(&fs, &pool, "file").write(0, &[2]).unwrap_err();
@@ -95,7 +95,7 @@ fn a_finish_does_not_replace_what_got_the_name_of_its_stub() {
     let (dir, fs, pool) = pool();
     fs::rename(dir.path().join("file"), dir.path().join("base")).unwrap();
     clone(&fs, &pool, "base", "file");
-    let racer = Racer::new(&fs);
+    let racer = Racer::over(&fs);
     pool.set_names(Arc::downgrade(&racer));
     let file = volume(&fs, &pool, "file");
     file.write(0, &vec![3; 20_480]).unwrap();

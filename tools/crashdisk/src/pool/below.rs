@@ -139,7 +139,7 @@ impl Files for Below {
     }
 
     fn clone_file(&self, from: &str, to: &str, how: Cloning) -> Result<()> {
-        let mut argument = self.with(from, |handle| self.names.token_of(handle))?;
+        let mut argument = self.with(from, |handle| self.names.token_of(handle, &caller()))?;
         let flags = if how.durable { CLONE_SYNC } else { 0 } | if how.no_deepen { CLONE_NO_DEEPEN } else { 0 };
         argument.extend_from_slice(&how.size.unwrap_or(0).to_ne_bytes());
         argument.extend_from_slice(&flags.to_ne_bytes());
