@@ -26,7 +26,7 @@ pub fn register(reply: &ReplyOpen, file: &FileRef) -> io::Result<Registered> {
     let owner = file.stat()?;
     // SAFETY: `file` keeps the descriptor open during the call.
     let open = || reply.open_backing(unsafe { BorrowedFd::borrow_raw(fd) });
-    let backing: BackingId = acting_as(owner.uid, owner.gid, Powers::NONE, open)??;
+    let backing: BackingId = acting_as(owner.uid, owner.gid, Powers::WRITE, open)??;
     Ok(Arc::new(backing))
 }
 

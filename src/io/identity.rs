@@ -16,6 +16,9 @@ const CAP_FSETID: u64 = 1 << 4;
 const CAP_MKNOD: u64 = 1 << 27;
 
 impl Powers {
+    /// To write to open files: which privilege bits a write takes away was decided by the kernel above us, which knows all
+    /// groups of the writer.
+    pub const WRITE: Powers = Powers(CAP_FSETID);
     /// Nothing more.
     pub const NONE: Powers = Powers(0);
     /// To change names: in whatever directory, as permissions were checked by the kernel above us, which knows all groups

@@ -1,7 +1,7 @@
 //! The blocks that a filesystem keeps for root (ext4: 5 %), which a daemon that runs as root would give to everybody.
 //!
-//! The kernel decides by the user of the thread that writes. To act as another user costs four short system calls (about a
-//! microsecond), so it is done only where the reserve can be met: while more than [`NEAR`] is left for everybody, nobody can
+//! The kernel decides by the user of the thread that writes. To act as another user costs ten short system calls (about two
+//! microseconds), so it is done only where the reserve can be met: while more than [`NEAR`] is left for everybody, nobody can
 //! come to it. How much is left is asked for again after a tenth of a second, or after a quarter of that was written.
 //! Whoever wrote a gigabyte past us in a tenth of a second could have a write or two let into the reserve.
 
@@ -66,7 +66,7 @@ impl Reserve {
         }
         let mut work = Some(work);
         let mut run = || work.take().map(|work| work());
-        match acting_as(uid, gid, Powers::NONE, &mut run) {
+        match acting_as(uid, gid, Powers::WRITE, &mut run) {
             Ok(Some(result)) => result,
             // A daemon that may not act as others writes as itself.
             _ => run().unwrap_or_else(|| Err(io::Error::from_raw_os_error(libc::EIO))),
