@@ -75,7 +75,7 @@ impl Model {
 
 /// What is repeated in a version of a block.
 fn content(block: u64, version: u64) -> [u8; 8] {
-    if version % ZERO == 0 { [0; 8] } else { ((block + 1) << 32 | version).to_le_bytes() }
+    if version.is_multiple_of(ZERO) { [0; 8] } else { ((block + 1) << 32 | version).to_le_bytes() }
 }
 
 fn open(path: &Path) -> File {
@@ -107,7 +107,7 @@ fn write(file: &File, model: &Model, writer: u64) {
         model.change(blocks.clone(), |version| {
             for at in blocks.step_by(len) {
                 let (start, bytes) = (at * BLOCK as u64, len * BLOCK);
-                if version % ZERO == 0 {
+                if version.is_multiple_of(ZERO) {
                     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
                     fallocate(file, mode, start as i64, bytes as i64).expect("punch");
                     continue;
@@ -127,7 +127,7 @@ fn truncate(file: &File, model: &Model) {
     let mut room = Vec::new();
     for _ in 0..ROUNDS * 4 {
         model.change(BLOCKS - TAIL..BLOCKS, |version| {
-            if version % ZERO == 0 {
+            if version.is_multiple_of(ZERO) {
                 file.set_len((BLOCKS - TAIL) * BLOCK as u64).expect("shrink");
                 file.set_len(BLOCKS * BLOCK as u64).expect("grow");
                 return;
