@@ -26,12 +26,22 @@ pub struct HostFs {
     root: Arc<OwnedFd>,
     /// Descriptors of directories that are never renamed (those of `.clonefs`), to save a walk for each call.
     fixed: Mutex<HashMap<PathBuf, Arc<OwnedFd>>>,
+    /// `O_NOATIME` for files and for directories, where reading is to leave no trace.
+    quiet: (i32, i32),
 }
 
 impl HostFs {
     /// The tree below `root`, a descriptor of a directory (not `O_PATH`).
     pub fn new(root: OwnedFd) -> HostFs {
-        HostFs { root: Arc::new(root), fixed: Mutex::new(HashMap::new()) }
+        HostFs { root: Arc::new(root), fixed: Mutex::new(HashMap::new()), quiet: (0, 0) }
+    }
+
+    /// Reading files, or directories, does not change their access times, as far as this process may have it so: the kernel
+    /// grants it for its own files, and for all to root.
+    pub fn without_access_times(mut self, files: bool, directories: bool) -> HostFs {
+        let flag = |wanted: bool| if wanted { libc::O_NOATIME } else { 0 };
+        self.quiet = (flag(files), flag(directories));
+        self
     }
 
     /// The tree below the directory at `path`.
@@ -89,6 +99,14 @@ impl HostFs {
     }
 }
 
+/// Opens with `O_NOATIME` if that is wanted, and without it where it is another user's file.
+fn quietly(quiet: i32, open: impl Fn(i32) -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
+    match open(quiet) {
+        Err(e) if quiet != 0 && e.raw_os_error() == Some(libc::EPERM) => open(0),
+        other => other,
+    }
+}
+
 impl Fs for HostFs {
     fn open(&self, path: &Path, how: Open) -> io::Result<FileRef> {
         let (dir, name) = self.parent(path)?;
@@ -98,7 +116,8 @@ impl Fs for HostFs {
             Open::Write => (common | libc::O_RDWR, 0),
             Open::CreateNew(mode) => (common | libc::O_RDWR | libc::O_CREAT | libc::O_EXCL, mode & 0o7777),
         };
-        let fd = open_beneath(dir.as_fd(), OsStr::from_bytes(name.to_bytes()), flags, mode)?;
+        let name = OsStr::from_bytes(name.to_bytes());
+        let fd = quietly(self.quiet.0, |quiet| open_beneath(dir.as_fd(), name, flags | quiet, mode))?;
         let root = self.root.clone();
         let file = HostFile::new(fd, root);
         // A FIFO or a device swapped in for a file must not be read as one.
@@ -114,8 +133,8 @@ impl Fs for HostFs {
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
-        let fd = self.walk(path, libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
-        read_directory(fd)
+        let flags = libc::O_RDONLY | libc::O_DIRECTORY;
+        read_directory(quietly(self.quiet.1, |quiet| self.walk(path, flags | quiet, 0))?)
     }
 
     fn mkdir(&self, path: &Path, mode: u32) -> io::Result<()> {
