@@ -164,6 +164,30 @@ fn following_shows_events_as_they_happen() {
     });
 }
 
+/// As the manual says of all commands.
+#[test]
+fn following_and_watching_end_with_the_code_of_an_interruption() {
+    on(&[Backing::Tmpfs], |pool| {
+        for words in [["events", "--follow"], ["status", "--watch"]] {
+            for signal in [libc::SIGINT, libc::SIGTERM] {
+                let mut command = Command::new(env!("CARGO_BIN_EXE_clonefs"));
+                command.args(words).arg(pool.root()).stdout(Stdio::piped()).stderr(Stdio::piped());
+                let mut child = command.spawn().unwrap();
+                let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+                // It is at work.
+                assert!(lines.next().unwrap().is_ok());
+                // SAFETY: kill takes a pid and a signal.
+                unsafe { libc::kill(child.id() as i32, signal) };
+                while lines.next().is_some() {}
+                assert_eq!(child.wait().unwrap().code(), Some(130), "{words:?}");
+                let mut said = String::new();
+                std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut said).unwrap();
+                assert_eq!(said, "");
+            }
+        }
+    });
+}
+
 #[test]
 fn a_log_that_is_torn_or_cannot_be_written_stops_nothing() {
     on(&[Backing::Ext4], |pool| {

@@ -79,6 +79,11 @@ for type in clonefs fuse.clonefs; do cmp "$POOL/vm-$type" "$PLACE/base"; rm "$PO
 # A mount that fails says so, and a dry run does nothing.
 ! mount -t clonefs "$POOL/missing" "$PLACE/mnt"
 ! mount -t clonefs -o bogus "$POOL" "$PLACE/mnt"
+# With the exit codes of mount(8).
+code() { local code=0; "$@" || code=$?; echo $code; }
+test "$(code /sbin/mount.clonefs "$POOL/missing" "$PLACE/mnt")" = 32
+test "$(code /sbin/mount.clonefs "$POOL" "$PLACE/mnt" -o bogus)" = 1
+test "$(code /sbin/mount.clonefs "$POOL")" = 1
 mount -f -t clonefs "$POOL" "$PLACE/mnt"
 gone "$PLACE/mnt"
 "#;

@@ -144,6 +144,9 @@ pub struct UnmountArgs {
     /// Detach it now, and finish when the last file in it is closed
     #[arg(short, long)]
     pub lazy: bool,
+    /// Give up after this time (30s, 5m), and say who is in the way
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub timeout: Option<std::time::Duration>,
 }
 
 #[derive(Debug, Args)]

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::args::CheckArgs;
 use super::failure::{Failure, Outcome};
@@ -9,8 +10,12 @@ use super::text;
 use crate::client::{self, mount_at, mount_over};
 use crate::error::{Context, Error, Kind, Result};
 use crate::io::{Fs, HostFs};
+use crate::mount::nested;
 use crate::pool::check::{self, Report};
 use crate::pool::repair::{self, Repaired};
+
+/// How long pools below a directory that is none are looked for.
+const SEARCH: Duration = Duration::from_secs(60);
 
 /// Exit code for damage that was repaired, all of it.
 const REPAIRED: u8 = 1;
@@ -92,11 +97,25 @@ fn find(pool: Option<&Path>) -> Result<Place> {
     let path = pool.unwrap_or(Path::new("."));
     match mount_at(path)?.or_else(|| mount_over(path)) {
         Some(mount) => Ok(Place::Mounted(mount.mountpoint)),
-        None if pool.is_some() => Ok(Place::OnDisk(path.to_path_buf())),
+        None if pool.is_some() => on_disk(path),
         None => Err(Error::new(Kind::Unsupported, "find the pool of the current directory")
             .because("not on a mounted pool")
             .remedy("name the pool to check")),
     }
+}
+
+/// A pool, or a directory that has none of another's files: in a pool's directory there are stubs in place of files, and
+/// whoever took those for damage would delete them.
+fn on_disk(path: &Path) -> Result<Place> {
+    let full = path.canonicalize().context("find the path of", path)?;
+    let other =
+        if nested::is_pool(&full) { None } else { nested::above(&full).or_else(|| nested::below(&full, SEARCH)) };
+    let Some(other) = other else { return Ok(Place::OnDisk(path.to_path_buf())) };
+    let lies = if full.starts_with(&other) { "lies above it" } else { "lies below it" };
+    Err(Error::new(Kind::Invalid, "check")
+        .at(path)
+        .because(format!("it is no pool; the pool {other:?} {lies}"))
+        .remedy(format!("check {other:?} itself")))
 }
 
 impl Place {

@@ -5,8 +5,8 @@ use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
 use super::args::EventsArgs;
-use super::failure::{Outcome, note};
-use super::{place, text};
+use super::failure::{Failure, INTERRUPTED, Outcome, note};
+use super::{interrupt, place, text};
 use crate::client;
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::Event;
@@ -26,6 +26,9 @@ enum Source {
 /// Shows what happened.
 pub fn events(args: EventsArgs) -> Outcome {
     let source = source(args.path.as_deref())?;
+    if args.follow {
+        interrupt::watch();
+    }
     let mut at = Cursor::default();
     loop {
         let page = source.read(at)?;
@@ -47,6 +50,10 @@ pub fn events(args: EventsArgs) -> Outcome {
             return Ok(());
         }
         sleep(PAUSE);
+        if interrupt::check("follow the events").is_err() {
+            // It was to go on until then: nothing to be said.
+            return Err(Failure::Exit(INTERRUPTED));
+        }
     }
 }
 

@@ -3,26 +3,47 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use super::args::MetricsArgs;
-use super::failure::Outcome;
+use super::failure::{Outcome, note};
+use super::status::{LIMIT, is_failure};
 use super::{place, text};
-use crate::client::{self, Total};
+use crate::client::{self, InTime, Total};
 use crate::door::{Level, PoolStatus};
 use crate::error::{Context, Error, Result};
 
+/// For how long all pools together may take to say what their volumes take.
+const LIMIT_OF_USAGE: Duration = Duration::from_secs(300);
+
 /// Prints the figures of one pool, or of all that are mounted.
 pub fn metrics(args: MetricsArgs) -> Outcome {
-    let mut pools = Vec::new();
-    for place in place::resolve_all(args.path.as_deref())? {
-        let status = client::status(&place)?.ok_or_else(|| client::not_here("read the status of", &place))?;
-        let total = match args.usage {
+    let usage = args.usage;
+    let limit = if usage { LIMIT_OF_USAGE } else { LIMIT };
+    let ask = move |place: &Path| {
+        let status = client::status(place)?.ok_or_else(|| client::not_here("read the status of", place))?;
+        let total = match usage {
             true => Some(Total::of(&client::usage(Path::new(&status.mountpoint))?, &status)),
             false => None,
         };
-        pools.push((status, total));
+        Ok((status, total))
+    };
+    let places = place::resolve_all(args.path.as_deref())?;
+    let (mut pools, mut silent) = (Vec::new(), Vec::new());
+    for (place, answer) in places.iter().zip(InTime::new(limit, ask).ask(&places)) {
+        match answer {
+            Ok(pool) => pools.push(pool),
+            Err(error) if places.len() == 1 => return Err(error.into()),
+            // The page says so; the reason is for people.
+            Err(error) => {
+                note(&error.to_string());
+                if is_failure::<()>(&Err(error)) {
+                    silent.push(place::pool_at(place));
+                }
+            }
+        }
     }
-    let page = page(&pools);
+    let page = page(&pools, &silent);
     match args.output {
         None => text::print(page),
         Some(file) => Ok(replace(&file, &page)?),
@@ -50,8 +71,9 @@ struct Page<'a> {
     pools: &'a [(PoolStatus, Option<Total>)],
 }
 
-fn page(pools: &[(PoolStatus, Option<Total>)]) -> String {
+fn page(pools: &[(PoolStatus, Option<Total>)], silent: &[String]) -> String {
     let mut page = Page { text: String::new(), pools };
+    page.up(silent);
     page.info();
     page.gauge("filesystem_size_bytes", "Size of the backing filesystem.", |s| s.total_bytes);
     page.gauge("filesystem_free_bytes", "Bytes that users can still have of it.", |s| s.free_bytes);
@@ -100,6 +122,14 @@ impl Page<'_> {
 
     fn counter(&mut self, name: &str, help: &str, value: impl Fn(&PoolStatus) -> u64) {
         self.each(name, "counter", help, value);
+    }
+
+    fn up(&mut self, silent: &[String]) {
+        self.head("up", "gauge", "1 if the daemon of the pool answers.");
+        let up = self.pools.iter().map(|(status, _)| (&status.pool, 1));
+        for (pool, up) in up.chain(silent.iter().map(|pool| (pool, 0))) {
+            let _ = writeln!(self.text, "clonefs_up{{pool=\"{}\"}} {up}", label(pool));
+        }
     }
 
     fn info(&mut self) {

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::args::{DeepenPolicy, InitArgs, MountArgs, UnmountArgs};
-use super::failure::{Failure, Outcome};
+use super::failure::{Failure, Outcome, note};
 use crate::client::mount_over;
 use crate::error::{Context, Error, Kind};
 use crate::io::{Fs, HostFs};
-use crate::mount::{self, MountConfig, Options};
+use crate::mount::{self, MountConfig, Options, Unmount};
 use crate::pool;
 
 /// Mounts a pool.
@@ -34,7 +34,7 @@ fn options(args: &MountArgs) -> Outcome<Options> {
 
 /// Unmounts a pool.
 pub fn unmount(args: UnmountArgs) -> Outcome {
-    mount::unmount(&args.path, args.lazy)?;
+    mount::unmount(&args.path, Unmount { lazy: args.lazy, timeout: args.timeout }, &mut note)?;
     Ok(())
 }
 

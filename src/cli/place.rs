@@ -35,6 +35,13 @@ pub fn resolve_all(path: Option<&Path>) -> Result<Vec<PathBuf>> {
     Ok(vec![resolve(path)?])
 }
 
+/// The pool that is mounted at exactly `mountpoint`, as the mount table has it.
+pub fn pool_at(mountpoint: &Path) -> String {
+    let mounts = mounts().unwrap_or_default();
+    let mount = mounts.iter().rev().find(|mount| mount.mountpoint == mountpoint);
+    mount.map(|mount| mount.pool().to_string_lossy().into_owned()).unwrap_or_default()
+}
+
 /// Whether `path` is the root of a mount, and so stands for the pool.
 pub fn is_root(path: &Path) -> Result<bool> {
     let Some(Mount { mountpoint, .. }) = mount_at(path)? else { return Ok(false) };

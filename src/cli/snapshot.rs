@@ -163,7 +163,10 @@ pub fn resize(args: &ResizeArgs) -> Outcome {
     let NewSize { bytes, more } = args.size;
     let size = if more { now.saturating_add(bytes) } else { bytes };
     if size > MAX_VOLUME {
-        return Err(Error::new(Kind::TooLarge, "resize").at(&args.volume).remedy("a volume has at most 16T").into());
+        return Err(Error::new(Kind::TooLarge, "resize")
+            .at(&args.volume)
+            .remedy("a volume has at most 16T less 4K")
+            .into());
     }
     refuse_format(&args.volume)?;
     client::resize(&args.volume, &ResizeRequest { size, shrink: args.shrink })?;
@@ -172,12 +175,20 @@ pub fn resize(args: &ResizeArgs) -> Outcome {
     }
     let from_to = format!("{:?}: {} instead of {}", args.volume, format_size(size), format_size(now));
     let next = if size < now {
-        "Whatever lay beyond is gone: its partitions and filesystems must have been made smaller before."
+        "Whatever lay beyond is gone: its partitions and filesystems must have been made smaller before.".to_owned()
     } else {
-        "A machine that runs on it sees this after `virsh blockresize DOMAIN PATH --size`, others when they start.\n\
-         Then, in the guest: growpart /dev/vda 1, and resize2fs /dev/vda1 (ext4) or xfs_growfs / (xfs)."
+        grown(&std::fs::canonicalize(&args.volume).unwrap_or(args.volume.clone()), size)
     };
     text::print(format!("{from_to}\n{next}\n"))
+}
+
+/// What is left to do for a volume that grew to `size` bytes.
+fn grown(volume: &Path, size: u64) -> String {
+    let volume = crate::mount::quoted(volume);
+    format!(
+        "A machine that runs on it sees this after `virsh blockresize DOMAIN {volume} --size {size}B`, others when they start.\n\
+         Then, in the guest: growpart /dev/vda 1, and resize2fs /dev/vda1 (ext4) or xfs_growfs / (xfs)."
+    )
 }
 
 /// The size of a disk in an image format is written inside of it.

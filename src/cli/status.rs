@@ -1,18 +1,20 @@
 //! `clonefs status`.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 
 use super::args::StatusArgs;
-use super::failure::Outcome;
-use super::{place, text};
-use crate::client;
+use super::failure::{FAILED, Failure, INTERRUPTED, Outcome};
+use super::{interrupt, place, text};
+use crate::client::{self, InTime};
 use crate::door::{JobStatus, Level, PoolStatus, SpaceStatus, Trouble};
 use crate::error::{Error, Kind, Result};
 use crate::units::format_size;
 
+/// For how long a daemon may take to answer.
+pub const LIMIT: Duration = Duration::from_secs(5);
 /// Jobs that are shown; the rest is counted.
 const JOBS_SHOWN: usize = 20;
 const BAR_WIDTH: usize = 20;
@@ -22,27 +24,79 @@ const CLEAR: &str = "\x1b[H\x1b[2J";
 /// Shows the state of one pool, or of all that are mounted.
 pub fn status(args: StatusArgs) -> Outcome {
     let places = place::resolve_all(args.path.as_deref())?;
+    let mut asked = InTime::new(LIMIT, ask);
+    if args.watch {
+        interrupt::watch();
+    }
     loop {
-        let pools: Vec<PoolStatus> = places.iter().map(|p| ask(p)).collect::<Result<_>>()?;
+        let mut pools = asked.ask(&places);
+        if let [only @ Err(_)] = &mut pools[..] {
+            // Nothing else to show.
+            return std::mem::replace(only, Err(Error::new(Kind::Io, "read the status")))
+                .map(drop)
+                .map_err(Failure::from);
+        }
         if args.json {
-            print_json(&pools, args.watch)?;
+            print_json(&places, &pools, args.watch)?;
         } else {
-            let clear = if args.watch && text::on_terminal() { CLEAR } else { "" };
-            let shown: Vec<String> = pools.iter().map(|pool| describe(pool, text::on_terminal())).collect();
-            text::print(format!("{clear}{}", shown.join("\n")))?;
+            let terminal = text::on_terminal();
+            let clear = if args.watch && terminal { CLEAR } else { "" };
+            let shown = places.iter().zip(&pools).map(|(place, pool)| match pool {
+                Ok(pool) => describe(pool, terminal),
+                Err(error) => silent(place, error, terminal),
+            });
+            text::print(format!("{clear}{}", shown.collect::<Vec<_>>().join("\n")))?;
         }
         if !args.watch {
-            return Ok(());
+            // All is said; but whoever looks at the exit code alone must see it too.
+            return if pools.iter().any(is_failure) { Err(Failure::Exit(FAILED)) } else { Ok(()) };
         }
         sleep(Duration::from_secs(1));
+        if interrupt::check("watch the status").is_err() {
+            return Err(Failure::Exit(INTERRUPTED));
+        }
+    }
+}
+
+/// A mount that the caller may not look at is another user's own; it is shown, but nothing is wrong with it.
+pub fn is_failure<T>(pool: &Result<T>) -> bool {
+    pool.as_ref().is_err_and(|error| !matches!(error.os_error(), Some(libc::EACCES | libc::EPERM)))
+}
+
+fn silent(place: &Path, error: &Error, terminal: bool) -> String {
+    let place = if terminal { text::safe(place.as_os_str()) } else { place.display().to_string() };
+    format!("pool      at {place}: NO ANSWER\n  {error}\n")
+}
+
+/// A mounted pool of which no status could be had, as JSON.
+#[derive(serde::Serialize)]
+struct Silent {
+    pool: String,
+    mountpoint: String,
+    error: String,
+}
+
+impl Silent {
+    fn new(place: &Path, error: &Error) -> Silent {
+        Silent {
+            pool: place::pool_at(place),
+            mountpoint: place.to_string_lossy().into_owned(),
+            error: error.to_string(),
+        }
     }
 }
 
 /// One pool is an object, several are a list; while watching, each look is one line.
-fn print_json(pools: &[PoolStatus], watch: bool) -> Outcome {
+fn print_json(places: &[PathBuf], pools: &[Result<PoolStatus>], watch: bool) -> Outcome {
     let value = match pools {
-        [pool] => serde_json::to_value(pool),
-        pools => serde_json::to_value(pools),
+        [Ok(pool)] => serde_json::to_value(pool),
+        pools => {
+            let each = places.iter().zip(pools).map(|(place, pool)| match pool {
+                Ok(pool) => serde_json::to_value(pool),
+                Err(error) => serde_json::to_value(Silent::new(place, error)),
+            });
+            each.collect::<std::result::Result<Vec<_>, _>>().map(serde_json::Value::from)
+        }
     };
     let value = value.map_err(|e| Error::new(Kind::Invalid, "write JSON").because(e))?;
     if watch { text::print(format!("{value}\n")) } else { text::print_json(&value) }

@@ -151,10 +151,14 @@ pub fn carry_out(member: impl AsFd, request: &GroupRequest, what: &Path) -> Resu
 
 /// The error for a file that should lie on a clonefs mount and does not.
 pub fn not_here(operation: &'static str, path: &Path) -> Error {
-    let error = Error::new(Kind::Unsupported, operation).at(path).because("not on a mounted pool");
-    match mounts::mount_over(path) {
-        Some(mount) => error.remedy(format!("its pool is mounted: use its path below {:?}", mount.mountpoint)),
-        None => error.remedy("mount its directory first: clonefs mount DIRECTORY"),
+    let error = Error::new(Kind::Unsupported, operation).at(path);
+    let here = "not on a mounted pool";
+    match (mounts::mount_over(path), crate::mount::lingering(path)) {
+        (Some(mount), _) => {
+            error.because(here).remedy(format!("its pool is mounted: use its path below {:?}", mount.mountpoint))
+        }
+        (None, Some(lingering)) => error.because(format!("{here}; {}", lingering.says())).remedy(lingering.remedy()),
+        (None, None) => error.because(here).remedy("mount its directory first: clonefs mount DIRECTORY"),
     }
 }
 

@@ -9,6 +9,7 @@ mod copy_in;
 mod diff;
 pub mod doors;
 mod group;
+mod in_time;
 mod mounts;
 mod place;
 mod snapshot;
@@ -24,6 +25,7 @@ pub use clone::{CloneOptions, clone_file, copy_file};
 pub use diff::{Difference, diff};
 pub use doors::{check, deepen, events, info, not_here, policies, policy, set_policy, status};
 pub use group::{Staged, clone_group_into};
+pub use in_time::InTime;
 pub use mounts::{Mount, mount_at, mount_over, mounts};
 pub use place::{Directory, Draft, Target};
 pub use snapshot::{

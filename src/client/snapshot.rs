@@ -39,8 +39,14 @@ pub struct FoundSnapshot {
 }
 
 impl SnapshotName {
-    /// Takes `VOLUME@NAME` apart.
+    /// Takes `VOLUME@NAME` apart. The path of the snapshot itself, below `.snapshots`, is as good.
     pub fn parse(text: &Path) -> Result<SnapshotName> {
+        let SnapshotName { volume, name } = Self::split(text)?;
+        let volume = volume_of_place(&volume).unwrap_or(volume);
+        Ok(SnapshotName { volume, name })
+    }
+
+    fn split(text: &Path) -> Result<SnapshotName> {
         let wrong = |why: &'static str| {
             Err(Error::new(Kind::Invalid, "find snapshot").at(text).because(why).remedy("write VOLUME@NAME"))
         };
@@ -96,10 +102,28 @@ fn directory_of(volume: &Path) -> Result<PathBuf> {
 }
 
 fn snapshots_below(directory: &Path) -> Result<PathBuf> {
-    let mount = mounts::mount_at(directory)?.ok_or_else(|| doors::not_here("find snapshots of", directory))?;
-    let full = directory.canonicalize().map_err(|e| Error::io("find the path of", e).at(directory))?;
+    // The directory of the volume may be gone, and the snapshots there still.
+    let gone = |path: &Path| std::fs::symlink_metadata(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+    let there =
+        directory.ancestors().find(|path| !path.as_os_str().is_empty() && !gone(path)).unwrap_or(Path::new("."));
+    let lost = directory.strip_prefix(there).unwrap_or(directory);
+    let mount = mounts::mount_at(there)?.ok_or_else(|| doors::not_here("find snapshots of", directory))?;
+    let full = there.canonicalize().map_err(|e| Error::io("find the path of", e).at(there))?;
     let below = full.strip_prefix(&mount.mountpoint).unwrap_or(Path::new(""));
-    Ok(mount.mountpoint.join(SNAPSHOTS).join(below))
+    let place = mount.mountpoint.join(SNAPSHOTS).join(below);
+    Ok(if lost.as_os_str().is_empty() { place } else { place.join(lost) })
+}
+
+/// The path of the volume for that of its snapshot, without the name of that; `None` for any other path.
+fn volume_of_place(place: &Path) -> Option<PathBuf> {
+    let directory = place.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory = directory.canonicalize().ok()?;
+    if !directory.components().any(|part| part.as_os_str() == SNAPSHOTS) {
+        return None;
+    }
+    let root = mounts::mount_at(&directory).ok()??.mountpoint;
+    let below = directory.strip_prefix(root.join(SNAPSHOTS)).ok()?;
+    Some(root.join(below).join(place.file_name()?))
 }
 
 /// What a path that a user gave as the source of a clone stands for: itself, or the snapshot that it names.

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use rustix::io::Errno;
 
 use super::attributes::Attributes;
 use super::mounts::mount_of;
-use super::{Directory, doors, xattr};
+use super::{Directory, doors};
 use crate::door;
 use crate::error::{Error, Kind, Result};
 
@@ -133,8 +132,8 @@ impl Source {
         if self.in_pool {
             return Ok(());
         }
-        let names = xattr::flist(&self.fd).map_err(|e| doors::failed("read the attributes of", &self.path, e))?;
-        if names.iter().any(|n| n.as_bytes().starts_with(door::PREFIX.as_bytes())) {
+        let stub = door::stub::is_stub(&self.fd).map_err(|e| Error::io("look at", e).at(&self.path))?;
+        if stub {
             return Err(Error::new(Kind::Unsupported, "clone")
                 .at(&self.path)
                 .because("it is the stub of an overlay, seen without clonefs")

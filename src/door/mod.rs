@@ -7,6 +7,7 @@
 
 mod answers;
 mod requests;
+pub mod stub;
 
 pub use answers::{
     DiffPage, JobStatus, Level, Piece, PoolStatus, ScrubStatus, SnapshotInfo, SpaceStatus, Trouble, VolumeInfo,

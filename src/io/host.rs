@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use super::file::HostFile;
 use super::inode::{Inode, InodeRef};
 use super::sys::{c_name, lstat_at, open_beneath, retry};
-use super::tree::{HostInode, Tree, rename_flags};
+use super::tree::{HostInode, Quiet, Tree, rename_flags};
 use super::types::{DirEntry, FileKind, FsInfo, Open, Rename, SetTime, Stat};
 use super::{File, FileRef, Fs};
 
@@ -28,6 +28,13 @@ impl HostFs {
     /// The tree below `root`, a descriptor of a directory (not `O_PATH`).
     pub fn new(root: OwnedFd) -> HostFs {
         HostFs { tree: Arc::new(Tree::new(root)) }
+    }
+
+    /// Reading files, or directories, does not change their access times from now on, as far as this process may have it
+    /// so: the kernel grants it for its own files, and for all to root.
+    pub fn without_access_times(self, files: bool, directories: bool) -> HostFs {
+        self.tree.leave_no_trace(files, directories);
+        self
     }
 
     /// The tree below the directory at `path`.
@@ -57,7 +64,8 @@ impl Fs for HostFs {
             Open::Write => (common | libc::O_RDWR, 0),
             Open::CreateNew(mode) => (common | libc::O_RDWR | libc::O_CREAT | libc::O_EXCL, mode & 0o7777),
         };
-        let fd = open_beneath(dir.as_fd(), OsStr::from_bytes(name.to_bytes()), flags, mode)?;
+        let name = OsStr::from_bytes(name.to_bytes());
+        let fd = self.tree.quietly(Quiet::Files, |quiet| open_beneath(dir.as_fd(), name, flags | quiet, mode))?;
         let file = HostFile::new(fd, self.tree.clone());
         // A FIFO or a device swapped in for a file must not be read as one.
         if file.stat()?.kind() != FileKind::File {
@@ -72,7 +80,8 @@ impl Fs for HostFs {
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
-        let fd = self.tree.walk(path, libc::O_RDONLY | libc::O_DIRECTORY)?;
+        let flags = libc::O_RDONLY | libc::O_DIRECTORY;
+        let fd = self.tree.quietly(Quiet::Directories, |quiet| self.tree.walk(path, flags | quiet))?;
         let mut entries = Vec::new();
         read_directory(fd, &mut |name, ino, kind| entries.push(DirEntry { name: name.to_owned(), ino, kind }))?;
         Ok(entries)

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
@@ -33,6 +33,15 @@ pub struct Tree {
     pub reserve: Reserve,
     /// When syncs of it begin.
     pub turns: Turns,
+    /// Whether reading files, and reading directories, is to leave their access times as they are.
+    quiet: OnceLock<(bool, bool)>,
+}
+
+/// What is opened, for the question whether reading is to leave a trace.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Quiet {
+    Files,
+    Directories,
 }
 
 impl Tree {
@@ -41,7 +50,25 @@ impl Tree {
         const BTRFS: u64 = 0x9123_683e;
         let gathers = rustix::fs::fstatfs(&root).is_ok_and(|st| st.f_type as u64 == BTRFS);
         let turns = Turns::new(gathers);
-        Tree { root, fixed: Mutex::new(HashMap::new()), reserve: Reserve::default(), turns }
+        Tree { root, fixed: Mutex::new(HashMap::new()), reserve: Reserve::default(), turns, quiet: OnceLock::new() }
+    }
+
+    /// Reading leaves no trace in the access times of files, or of directories, from now on.
+    pub fn leave_no_trace(&self, files: bool, directories: bool) {
+        let _ = self.quiet.set((files, directories));
+    }
+
+    /// Opens with `O_NOATIME` if that is wanted, and without it where the kernel does not grant it: another user's file.
+    pub fn quietly(&self, what: Quiet, open: impl Fn(i32) -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
+        let (files, directories) = self.quiet.get().copied().unwrap_or_default();
+        let wanted = if what == Quiet::Files { files } else { directories };
+        if !wanted {
+            return open(0);
+        }
+        match open(libc::O_NOATIME) {
+            Err(e) if e.raw_os_error() == Some(libc::EPERM) => open(0),
+            other => other,
+        }
     }
 
     /// Opens `path` with `flags`, in pieces when it is longer than the kernel takes.
@@ -150,7 +177,9 @@ impl HostInode {
 
     /// The directory itself, to be read or synced.
     fn open_directory(&self) -> io::Result<OwnedFd> {
-        open_beneath(self.fd.as_fd(), OsStr::new(""), libc::O_RDONLY | libc::O_DIRECTORY, 0)
+        let flags = libc::O_RDONLY | libc::O_DIRECTORY;
+        let open = |quiet| open_beneath(self.fd.as_fd(), OsStr::new(""), flags | quiet, 0);
+        self.tree.quietly(Quiet::Directories, open)
     }
 }
 
@@ -276,7 +305,8 @@ impl Inode for HostInode {
     fn create(&self, name: &OsStr, mode: u32) -> io::Result<FileRef> {
         single(name)?;
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_RDWR | libc::O_CREAT | libc::O_EXCL;
-        let fd = open_beneath(self.fd.as_fd(), name, flags, mode & 0o7777)?;
+        let open = |quiet| open_beneath(self.fd.as_fd(), name, flags | quiet, mode & 0o7777);
+        let fd = self.tree.quietly(Quiet::Files, open)?;
         Ok(Arc::new(HostFile::new(fd, self.tree.clone())))
     }
 

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use crate::error::{Error, Kind, Result};
 
 /// Kinds by their number on the pipe.
-const KINDS: [Kind; 16] = [
+const KINDS: [Kind; 17] = [
     Kind::Io,
     Kind::Invalid,
     Kind::NotFound,
@@ -25,6 +25,7 @@ const KINDS: [Kind; 16] = [
     Kind::NewerFormat,
     Kind::Locked,
     Kind::Interrupted,
+    Kind::NoSpace,
 ];
 /// First byte on the pipe when all is well.
 const STARTED: u8 = b'+';
@@ -102,7 +103,6 @@ fn in_child(mut ready: Ready, work: impl FnOnce(&mut Ready) -> Result<()>) -> i3
     match work(&mut ready) {
         Ok(()) => 0,
         Err(error) => {
-            tracing::error!("{error}");
             ready.fail(&error);
             1
         }

@@ -3,8 +3,12 @@
 mod attach;
 mod daemon;
 mod fusermount;
+mod holders;
 mod logging;
+pub mod nested;
 pub mod options;
+mod outbox;
+mod remount;
 mod session;
 mod signals;
 pub mod table;
@@ -13,8 +17,9 @@ mod xattr;
 
 use std::path::PathBuf;
 
+pub use holders::{Lingering, lingering, quoted};
 pub use options::{Access, Options};
-pub use unmount::unmount;
+pub use unmount::{Unmount, unmount};
 
 use crate::error::Result;
 
@@ -39,14 +44,23 @@ pub struct MountConfig {
 /// ([`Kind::Locked`](crate::error::Kind::Locked), with its pid), the mount was refused. Nothing is left behind then.
 pub fn run(config: MountConfig) -> Result<()> {
     if config.options.remount {
-        return session::remount(&config);
+        return remount::remount(&config);
     }
     let foreground = config.foreground;
-    logging::start(foreground);
-    let plan = session::Plan::new(config)?;
+    let sink = logging::start(foreground);
     if foreground {
-        session::serve(plan, &mut daemon::Ready::nobody())
-    } else {
-        daemon::daemonise(|ready| session::serve(plan, ready))
+        logging::write(sink)?;
     }
+    let result = session::Plan::new(config).and_then(|plan| match foreground {
+        true => session::serve(plan, &mut daemon::Ready::nobody()),
+        false => daemon::daemonise(|ready| {
+            let result = logging::write(sink).and_then(|()| session::serve(plan, ready));
+            // It is told to whoever waits as well, but a daemon that fails later has nobody.
+            let result = result.inspect_err(|error| tracing::error!("{error}"));
+            logging::finish();
+            result
+        }),
+    });
+    logging::finish();
+    result
 }

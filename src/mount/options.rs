@@ -39,8 +39,11 @@ pub struct Options {
     pub(crate) set: c_ulong,
     /// Flags that were asked not to be there (`suid` clears `MS_NOSUID`); they are not taken over from the backing mount.
     pub(crate) cleared: c_ulong,
-    /// Change the flags of a mount that is there, as `mount -o remount,ro` does; all other words are not looked at.
+    /// Change the flags of a mount that is there, as `mount -o remount,ro` does. Words for the daemon must be those that it
+    /// was started with.
     pub remount: bool,
+    /// The words that are for the daemon and not for the kernel, as they were given.
+    pub(crate) daemon: Vec<String>,
     /// Who may use the mount; `None` is all when root mounts, the owner alone otherwise.
     pub access: Option<Access>,
     /// Source shown in the mount table; `None` is `clonefs:` and the path of the pool.
@@ -67,6 +70,7 @@ impl Default for Options {
             set: 0,
             cleared: 0,
             remount: false,
+            daemon: Vec::new(),
             access: None,
             source: None,
             deepen_auto: true,
@@ -166,7 +170,10 @@ impl Options {
         match word {
             "allow_other" => self.access = Some(Access::All),
             "allow_root" => self.access = Some(Access::OwnerAndRoot),
-            "physical" => self.physical = true,
+            "physical" => {
+                self.physical = true;
+                self.daemon.push(word.to_owned());
+            }
             "remount" => self.remount = true,
             _ if word.starts_with("x-") => {}
             _ => return Err(unknown(word)),
@@ -175,6 +182,11 @@ impl Options {
     }
 
     fn valued(&mut self, word: &str, name: &str, value: &str) -> Result<()> {
+        if !matches!(name, "fsname" | "user_id" | "group_id" | "max_read" | "blksize" | "subtype" | "comment")
+            && !name.starts_with("x-")
+        {
+            self.daemon.push(word.to_owned());
+        }
         match name {
             "fsname" => self.source = Some(value.to_owned()),
             "deepen" => match value {

@@ -10,7 +10,7 @@ use super::daemon::Ready;
 use super::options::{Engine, Options};
 use super::signals::Signals;
 use super::table::{self, FS_TYPE};
-use super::{attach, unmount};
+use super::{attach, holders, logging, nested, unmount};
 use crate::compactor;
 use crate::error::{Context, Error, Kind, Result};
 use crate::fuse::{Adapter, KernelEnd, Lifetimes, is_guarded};
@@ -23,7 +23,8 @@ const OVER_ITSELF: Lifetimes = Lifetimes { names: Duration::from_secs(60), attri
 /// The same when the pool's directory can be reached, and changed, beside the mount.
 const ELSEWHERE: Lifetimes = Lifetimes { names: Duration::from_secs(1), attributes: Duration::from_secs(1) };
 
-/// How long a mount waits for a daemon that is about to end.
+/// How long a mount waits for a daemon that is about to end: before it looks who keeps that, and at most.
+const SOON: Duration = Duration::from_millis(500);
 const LEAVING: Duration = Duration::from_secs(10);
 
 /// A mount that has been looked into and can be tried.
@@ -60,6 +61,7 @@ impl Plan {
         for path in [&pool, &mountpoint] {
             refuse_mounted(path)?;
         }
+        nested::refuse(&pool)?;
         Ok(Plan { pool, mountpoint, options: config.options, foreground: config.foreground })
     }
 }
@@ -86,21 +88,10 @@ fn refuse_mounted(path: &Path) -> Result<()> {
         .remedy("unmount it first"))
 }
 
-/// Changes the flags of a mount that is there, such as read-only. The daemon goes on as it was started.
-pub fn remount(config: &super::MountConfig) -> Result<()> {
-    let path = config.mountpoint.as_deref().unwrap_or(table::without_prefix(&config.pool));
-    let path = table::absolute(path)?;
-    let ours = table::at(&path)?.is_some_and(|entry| entry.fs_type == FS_TYPE);
-    if !ours {
-        return Err(Error::new(Kind::NotFound, "remount").at(path).because("no clonefs mount here"));
-    }
-    let now = attach::flags_of(&open_root(&path)?).context("look at the mount", &path)?;
-    attach::remount(&path, now & !config.options.cleared | config.options.set)
-}
-
 /// Mounts and serves until the unmount.
 pub fn serve(plan: Plan, ready: &mut Ready) -> Result<()> {
-    abort_on_panic();
+    // A bug on a thread that no request waits for must end the process: silently missing threads would hang it.
+    logging::report_panics(is_guarded);
     raise_file_limit();
     if let Err(error) = give_up_resources() {
         tracing::warn!("cannot give up the right to blocks reserved for root: {error}");
@@ -120,7 +111,12 @@ pub fn serve(plan: Plan, ready: &mut Ready) -> Result<()> {
         physical: options.physical,
         watermarks: options.watermarks,
     };
-    let pool = open_pool(Arc::new(HostFs::new(root)), &pool_options, &plan.pool)?;
+    if flags & libc::MS_STRICTATIME != 0 {
+        tracing::warn!("strictatime has no effect: access times are kept as the filesystem below says");
+    }
+    let files = flags & libc::MS_NOATIME != 0;
+    let fs = HostFs::new(root).without_access_times(files, files || flags & libc::MS_NODIRATIME != 0);
+    let pool = open_pool(Arc::new(fs), &pool_options, &plan.pool)?;
     let result = serve_pool(&plan, &pool, flags, signals, ready);
     // Also after a failure: what is durable now need not be recovered at the next start.
     result.and(pool.shutdown())
@@ -128,12 +124,21 @@ pub fn serve(plan: Plan, ready: &mut Ready) -> Result<()> {
 
 /// Opens the pool. A daemon whose mount umount(8) has just taken down still writes out what it holds: it is waited for.
 fn open_pool(fs: Arc<dyn Fs>, options: &PoolOptions, path: &Path) -> Result<Arc<Pool>> {
-    let until = Instant::now() + LEAVING;
+    let begun = Instant::now();
     loop {
         match Pool::open(fs.clone(), options.clone()) {
-            Err(e) if e.kind() == Kind::Locked && Instant::now() < until && !is_mounted(path)? => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
+            Err(e) if e.kind() == Kind::Locked && !is_mounted(path)? => match begun.elapsed() {
+                waited if waited < SOON => std::thread::sleep(Duration::from_millis(20)),
+                waited => match holders::lingering(path) {
+                    Some(lingering) => return Err(e.remedy(format!("{}; {}", lingering.says(), lingering.remedy()))),
+                    None if waited < LEAVING => std::thread::sleep(Duration::from_millis(100)),
+                    None => {
+                        let remedy =
+                            "it is not mounted here any more, but not all of its files are closed: `lsof` shows whose";
+                        return Err(e.remedy(remedy));
+                    }
+                },
+            },
             other => return other,
         }
     }
@@ -191,7 +196,7 @@ fn start_ring(engine: Engine) -> Option<Ring> {
     }
 }
 
-fn open_root(pool: &Path) -> Result<OwnedFd> {
+pub(super) fn open_root(pool: &Path) -> Result<OwnedFd> {
     let directory = std::fs::File::open(pool).context("open the pool", pool)?;
     Ok(directory.into())
 }
@@ -262,6 +267,7 @@ fn watch_signals(signals: Signals, pool: &Arc<Pool>, mountpoint: &Path, dev: u64
     signals.watch(move |count| {
         if count > 1 {
             let clean = pool.shutdown().inspect_err(|error| tracing::error!("{error}")).is_ok();
+            logging::finish();
             std::process::exit(if clean { 0 } else { 1 });
         }
         if let Err(error) = pool.flush() {
@@ -277,18 +283,6 @@ fn watch_signals(signals: Signals, pool: &Arc<Pool>, mountpoint: &Path, dev: u64
             tracing::error!("{error}");
         }
     })
-}
-
-/// A bug on a thread that no request waits for must end the process, visibly: silently missing threads would hang it.
-fn abort_on_panic() {
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        report(info);
-        tracing::error!("a bug in clonefs: {info}");
-        if !is_guarded() {
-            std::process::abort();
-        }
-    }));
 }
 
 /// Overlays and layers are open files. Not being allowed to raise the limit is no error.

@@ -51,7 +51,15 @@ pub fn without_prefix(pool: &Path) -> &Path {
 
 /// All mounts that this process can see, the topmost of a place last.
 pub fn mounts() -> Result<Vec<Entry>> {
-    let path = "/proc/self/mountinfo";
+    read("/proc/self/mountinfo")
+}
+
+/// The same that process `pid` can see.
+pub fn mounts_of(pid: u32) -> Result<Vec<Entry>> {
+    read(&format!("/proc/{pid}/mountinfo"))
+}
+
+fn read(path: &str) -> Result<Vec<Entry>> {
     let text = std::fs::read(path).context("read the mount table", path)?;
     Ok(text.split(|&b| b == b'\n').filter_map(parse_line).collect())
 }

@@ -6,32 +6,136 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
 
+use super::holders;
 use super::table::{self, Entry, FS_TYPE};
 use crate::door::{FLUSH, PoolStatus, STATUS};
 use crate::error::{Context, Error, Kind, Result};
 
-/// Unmounts the clonefs mount at `path`, which may also be the path of a pool that is mounted elsewhere.
+/// How to unmount.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unmount {
+    /// Take the mount out of the tree at once, whoever uses it, and do not wait for its daemon.
+    pub lazy: bool,
+    /// Give up after this time. What was begun goes on: the error says how far it came.
+    pub timeout: Option<Duration>,
+}
+
+/// Time without a word: then it is said what is waited for, and again each time that changes.
+const SILENCE: Duration = Duration::from_millis(1500);
+/// How often whoever is waited for is looked up.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Unmounts the clonefs mount at `path`, which may also be the path of a pool that is mounted elsewhere. `say` is told what
+/// is waited for once that takes more than two seconds.
 ///
 /// Without `lazy` it returns when everything is durable and the daemon has ended. With `lazy` the mount is taken out of
 /// the tree at once, and its daemon goes on until the last open file is closed; nobody waits for that.
 ///
 /// # Errors
-/// [`Kind::NotFound`]: no clonefs mount there. [`Kind::Busy`]: in use; the error names the processes. A failed flush is
-/// reported after the unmount.
-pub fn unmount(path: &Path, lazy: bool) -> Result<()> {
+/// [`Kind::NotFound`]: no clonefs mount there. [`Kind::Busy`]: in use, or not done in time; the error names who is in the
+/// way. A failed flush is reported after the unmount.
+pub fn unmount(path: &Path, how: Unmount, say: &mut dyn FnMut(&str)) -> Result<()> {
     let entry = find(path)?;
-    let mountpoint = entry.mountpoint.clone();
-    if is_dead(&mountpoint) {
-        return detach(&mountpoint, true);
+    let (steps, heard) = channel();
+    let work = {
+        let entry = entry.clone();
+        move || {
+            let result = work(&entry, how.lazy, &steps);
+            // Nobody listens any more: the time is over.
+            let _ = steps.send(Heard::Done(result));
+        }
+    };
+    // On a thread of its own, because any call on a mount whose daemon hangs may never return.
+    std::thread::Builder::new().name("unmount".to_owned()).spawn(work).map_err(|e| Error::io("start a thread", e))?;
+    let (begun, mut step, mut said) = (Instant::now(), Step::Ask, String::new());
+    loop {
+        let left = how.timeout.map_or(LOOK, |limit| limit.saturating_sub(begun.elapsed()));
+        let silent = if said.is_empty() { SILENCE.saturating_sub(begun.elapsed()) } else { LOOK };
+        match heard.recv_timeout(left.min(silent)) {
+            Ok(Heard::Done(result)) => return result,
+            Ok(Heard::Step(next)) => step = next,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Error::new(Kind::Io, "unmount").at(&entry.mountpoint).because("the work has ended early"));
+            }
+        }
+        let over = how.timeout.is_some_and(|limit| begun.elapsed() >= limit);
+        if !over && begun.elapsed() < SILENCE {
+            continue;
+        }
+        let now = step.describe(&entry);
+        if over {
+            let error =
+                Error::new(Kind::Busy, "unmount").at(&entry.mountpoint).because(format!("not done in time: {now}"));
+            return Err(error.remedy("it goes on by itself; unmount again to wait for it"));
+        }
+        if now != said {
+            say(&format!("unmount {:?}: {now}", entry.mountpoint));
+            said = now;
+        }
     }
-    let daemon = daemon_of(&mountpoint);
-    let flushed = flush(&mountpoint);
-    if let Err(error) = detach(&mountpoint, lazy) {
-        return Err(if error.kind() == Kind::Busy { busy(&entry) } else { error });
+}
+
+/// What the thread that unmounts tells.
+enum Heard {
+    Step(Step),
+    Done(Result<()>),
+}
+
+/// What it waits for.
+#[derive(Clone, Copy)]
+enum Step {
+    /// An answer of the daemon.
+    Ask,
+    /// The daemon, which writes everything out.
+    Flush,
+    /// The kernel.
+    Detach,
+    /// The end of this process.
+    End(u32),
+}
+
+impl Step {
+    fn describe(self, entry: &Entry) -> String {
+        let daemon = match self {
+            Step::Ask => return "waiting for an answer of its daemon".to_owned(),
+            Step::Flush => return "waiting until everything is durable".to_owned(),
+            Step::Detach => return "waiting for the kernel to take it out of the tree".to_owned(),
+            Step::End(daemon) => daemon,
+        };
+        let holders = holders::holders_of(entry);
+        if holders.is_empty() {
+            return format!(
+                "it is out of the tree; waiting until its daemon, process {daemon}, has written everything out"
+            );
+        }
+        let verb = if holders.len() == 1 { "holds" } else { "hold" };
+        format!(
+            "it is out of the tree, but its daemon, process {daemon}, goes on: {} still {verb} it",
+            holders.join(", ")
+        )
     }
-    if let (Some(daemon), false) = (daemon, lazy) {
-        wait_for_exit(&daemon).context("wait for the daemon of", &mountpoint)?;
+}
+
+fn work(entry: &Entry, lazy: bool, steps: &Sender<Heard>) -> Result<()> {
+    let tell = |step| drop(steps.send(Heard::Step(step)));
+    let mountpoint = &entry.mountpoint;
+    if is_dead(mountpoint) {
+        return detach(mountpoint, true);
+    }
+    let daemon = daemon_of(mountpoint);
+    tell(Step::Flush);
+    let flushed = flush(mountpoint);
+    tell(Step::Detach);
+    if let Err(error) = detach(mountpoint, lazy) {
+        return Err(if error.kind() == Kind::Busy { busy(entry) } else { error });
+    }
+    if let (Some((pid, daemon)), false) = (daemon, lazy) {
+        tell(Step::End(pid));
+        wait_for_exit(&daemon).context("wait for the daemon of", mountpoint)?;
     }
     flushed
 }
@@ -83,10 +187,13 @@ fn find(path: &Path) -> Result<Entry> {
     let here = mounts.iter().rev().find(|entry| entry.mountpoint == path);
     let found = here.filter(ours).or_else(|| mounts.iter().rev().filter(ours).find(|e| e.pool() == path));
     found.cloned().ok_or_else(|| {
-        Error::new(Kind::NotFound, "unmount")
-            .at(path)
-            .because("no clonefs mount here")
-            .remedy("`findmnt -t fuse.clonefs` lists them")
+        let error = Error::new(Kind::NotFound, "unmount").at(&path);
+        match holders::lingering(&path) {
+            Some(lingering) => {
+                error.because(format!("no clonefs mount here; {}", lingering.says())).remedy(lingering.remedy())
+            }
+            None => error.because("no clonefs mount here").remedy("`findmnt -t fuse.clonefs` lists them"),
+        }
     })
 }
 
@@ -106,12 +213,12 @@ pub(super) fn status(mountpoint: &Path) -> Option<PoolStatus> {
 }
 
 /// The process that serves a mount, held so that its number cannot come to mean another.
-fn daemon_of(mountpoint: &Path) -> Option<OwnedFd> {
+fn daemon_of(mountpoint: &Path) -> Option<(u32, OwnedFd)> {
     let status = status(mountpoint)?;
     // SAFETY: pidfd_open takes a pid and flags; no memory is passed.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, status.pid as libc::pid_t, 0) };
     // SAFETY: the call gave a new descriptor that nobody else owns.
-    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    (fd >= 0).then(|| (status.pid, unsafe { OwnedFd::from_raw_fd(fd as i32) }))
 }
 
 fn wait_for_exit(process: &OwnedFd) -> io::Result<()> {
@@ -129,48 +236,10 @@ fn wait_for_exit(process: &OwnedFd) -> io::Result<()> {
 }
 
 fn busy(entry: &Entry) -> Error {
-    let users: Vec<String> = users_of(entry).iter().map(|(pid, name)| format!("{pid} ({name})")).collect();
-    let cause = if users.is_empty() { "in use".to_owned() } else { format!("in use by process {}", users.join(", ")) };
+    let users = holders::users_of(entry);
+    let cause = if users.is_empty() { "in use".to_owned() } else { format!("in use by {}", users.join(", ")) };
     Error::new(Kind::Busy, "unmount")
         .at(&entry.mountpoint)
         .because(cause)
         .remedy("close its files and leave its directories, or unmount with --lazy")
-}
-
-/// Processes that keep a mount busy, with a file open or mapped or as a directory of theirs: number and name. Only
-/// /proc is read: a look at the files themselves could hang on any other mount.
-fn users_of(entry: &Entry) -> Vec<(u32, String)> {
-    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let mut users: Vec<(u32, String)> = processes
-        .flatten()
-        .filter_map(|process| {
-            let pid = process.file_name().to_str()?.parse().ok()?;
-            uses(&process.path(), entry).then(|| {
-                let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-                (pid, name.trim().escape_debug().to_string())
-            })
-        })
-        .collect();
-    users.sort();
-    users
-}
-
-fn uses(process: &Path, entry: &Entry) -> bool {
-    let inside = |link: &str| std::fs::read_link(process.join(link)).is_ok_and(|to| to.starts_with(&entry.mountpoint));
-    ["cwd", "root", "exe"].into_iter().any(inside) || has_open(process, entry) || has_mapped(process, entry)
-}
-
-fn has_open(process: &Path, entry: &Entry) -> bool {
-    let Ok(descriptors) = std::fs::read_dir(process.join("fdinfo")) else { return false };
-    let id = entry.id.to_string();
-    descriptors.flatten().any(|descriptor| {
-        let info = std::fs::read_to_string(descriptor.path()).unwrap_or_default();
-        info.lines().filter_map(|line| line.strip_prefix("mnt_id:")).any(|value| value.trim() == id)
-    })
-}
-
-fn has_mapped(process: &Path, entry: &Entry) -> bool {
-    let device = format!("{:02x}:{:02x}", libc::major(entry.dev), libc::minor(entry.dev));
-    let maps = std::fs::read(process.join("maps")).unwrap_or_default();
-    String::from_utf8_lossy(&maps).lines().any(|line| line.split(' ').nth(3) == Some(&device))
 }

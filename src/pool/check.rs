@@ -16,7 +16,7 @@ use crate::io::{FileKind, Fs, Open, Stat};
 use crate::layer::map;
 use crate::store::catalogue::Catalogue;
 use crate::store::record::{LayerRecord, VolumeRecord};
-use crate::store::{DIR, LAYERS, SNAPSHOTS, STUBS, Store, TMP, data_path, log, map_path, stub_path};
+use crate::store::{DIR, LAYERS, POOL, SNAPSHOTS, STUBS, Store, TMP, data_path, log, map_path, stub_path};
 use crate::units::{BLOCK, Id, MAX_VOLUME, blocks};
 
 /// Something that is wrong.
@@ -305,6 +305,10 @@ impl Check<'_> {
                 // Removed meanwhile, or not ours to read.
                 Err(_) => continue,
             };
+            // A pool of its own: its stubs are known there.
+            if !directory.as_os_str().is_empty() && self.fs.stat(&directory.join(POOL)).is_ok() {
+                continue;
+            }
             for entry in entries {
                 let path = directory.join(&entry.name);
                 if directory.as_os_str().is_empty() && entry.name == DIR {

@@ -193,7 +193,9 @@ impl Pool {
             return if unfrozen.is_some() { Ok(None) } else { Err(again()) };
         }
         if stat.size > MAX_VOLUME {
-            return Err(Error::new(Kind::TooLarge, "clone").at(source.path()).remedy("a volume has at most 16T"));
+            return Err(Error::new(Kind::TooLarge, "clone")
+                .at(source.path())
+                .remedy("a volume has at most 16T less 4K"));
         }
         if stat.nlink == 0 {
             return Err(Error::new(Kind::NotFound, "clone").at(source.path()).because("it has been deleted"));
@@ -425,7 +427,7 @@ pub(super) fn clone_size(target: &Volume, size: u64, options: &CloneOptions) -> 
             .because(format!("{wanted} bytes is less than the source has ({size})")));
     }
     if wanted > MAX_VOLUME {
-        return Err(Error::new(Kind::TooLarge, "clone").at(target.path()).remedy("a volume has at most 16T"));
+        return Err(Error::new(Kind::TooLarge, "clone").at(target.path()).remedy("a volume has at most 16T less 4K"));
     }
     Ok(wanted)
 }

@@ -151,6 +151,8 @@ impl Pool {
         };
         let end = from + len;
         let (first, last) = (from / BLOCK, blocks(end));
+        // Beyond the parent's end the source shows zeros, and so does what lies beyond the overlap.
+        let shown = last.min(blocks(parent.size()));
         if !unchanged || end > MAX_VOLUME || from >= parent.size() {
             return Ok(0);
         }
@@ -161,13 +163,13 @@ impl Pool {
             top.resize_data(end)?;
             top.grow_size(end);
         }
-        if last > overlap {
+        if shown > overlap {
             if first > overlap {
                 // What lies between stays zeros: present, without data.
                 top.data_for_writing()?;
                 top.mark(overlap, first);
             }
-            top.set_overlap(last);
+            top.set_overlap(shown);
         }
         if top.present_below(last) > top.present_below(first) {
             top.clear(first, last);

@@ -12,14 +12,11 @@ use crate::io::{File, SetTime};
 use crate::store::stub_path;
 use crate::units::{Id, format_size};
 
-/// Name of the attribute: `POOL-ID/VOLUME-ID`. In the `user` name space, as a daemon that is not root can set no other.
-pub const XATTR: &str = "user.clonefs.stub";
-
+/// Name of the attribute: `POOL-ID/VOLUME-ID`.
+pub use crate::door::stub::ATTRIBUTE as XATTR;
 /// No stub is larger than this, so larger files need not be asked for the attribute.
-pub const MAX_STUB: u64 = 1024;
-
-/// The text of every stub begins with this.
-const TEXT: &str = "clonefs volume ";
+pub use crate::door::stub::LONGEST as MAX_STUB;
+use crate::door::stub::TEXT;
 
 /// Marks a file as the stub of a volume.
 pub fn mark(file: &dyn File, pool: Id, volume: Id) -> Result<()> {

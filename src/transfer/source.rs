@@ -65,6 +65,7 @@ impl Source {
             let hold = pin(&file).map_err(|e| cannot_pin(e, before.links, operation).at(path))?;
             if hold != Hold::Pin {
                 settle(&file).map_err(io)?;
+                refuse_stub(&file, operation, path)?;
             }
             let after = status(&file).map_err(io)?;
             let source = Source {
@@ -182,6 +183,17 @@ impl Source {
             }
         }
     }
+}
+
+/// The text that stands for an overlay in a pool that is not mounted is not its disk.
+fn refuse_stub(file: &File, operation: &'static str, path: &Path) -> Result<()> {
+    if !door::stub::is_stub(file).map_err(|e| Error::io(operation, e).at(path))? {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Unsupported, operation)
+        .at(path)
+        .because("it is the stub of an overlay, seen without clonefs: a few lines of text, not the disk")
+        .remedy("mount its pool and name it there"))
 }
 
 /// Whether `file` lies on a clonefs mount.

@@ -44,6 +44,36 @@ fn cp_and_its_kin_make_clones_of_sparse_and_full_files() {
     });
 }
 
+/// A range that ends beyond the source's own source, where the source shows zeros.
+#[test]
+fn a_copied_range_of_a_larger_clone_is_sound() {
+    on(&[Backing::Ext4, Backing::Xfs, Backing::Btrfs], |pool| {
+        let mut bytes = noise(4, 4 << 20);
+        pool.write("base", &bytes);
+        bytes.resize(8 << 20, 0);
+        let (base, large) = (pool.at("base"), pool.at("large"));
+        run(Command::new(env!("CARGO_BIN_EXE_clonefs")).args(["clone", "--size", "8M"]).arg(&base).arg(&large))
+            .success();
+        let (source, range) = (File::open(&large).unwrap(), read_write(&pool.write("range", b"")));
+        let mut done = 0;
+        while done < 6 << 20 {
+            let (from, to) = ((source.as_raw_fd(), done), (range.as_raw_fd(), done));
+            done += copy_range(from, to, (6 << 20) - done as usize).unwrap() as i64;
+        }
+        pool.clone("range", "copy");
+        for name in ["range", "copy"] {
+            assert!(pool.read(name) == bytes[..6 << 20], "{name}");
+        }
+        assert!(is_overlay(pool, "range"));
+        pool.unmount();
+        run(Command::new(env!("CARGO_BIN_EXE_clonefs")).arg("check").arg(pool.root())).success();
+        pool.mount("deepen=manual");
+        for name in ["range", "copy"] {
+            assert!(pool.read(name) == bytes[..6 << 20], "{name}");
+        }
+    });
+}
+
 const COPY_IN_PYTHON: &str = "import os,sys
 with open(sys.argv[1],'rb') as a, open(sys.argv[2],'wb') as b:
     while os.copy_file_range(a.fileno(), b.fileno(), 1 << 40): pass";

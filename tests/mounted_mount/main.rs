@@ -1,5 +1,6 @@
 //! The life of a mount, sentence by sentence as it is promised: where it is, what it shows, what is refused.
 
+mod beside;
 mod durable;
 mod endings;
 #[path = "../support/mod.rs"]
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clonefs::mount::table;
-use support::{Backing, Mount, clonefs, errno, get_xattr, on, on_each_filesystem, wait_until};
+use support::{Backing, Mount, clonefs, errno, get_xattr, noise, on, on_each_filesystem, wait_until};
 use tempfile::TempDir;
 
 fn entry(path: &Path) -> Option<table::Entry> {
@@ -161,6 +162,48 @@ fn a_mount_can_be_made_read_only_and_writable_again() {
         assert_eq!(errno(fs::write(&path, "x")), libc::EROFS);
         clonefs(["mount", "-o", "remount,rw", pool.root().to_str().unwrap()]).success();
         fs::write(&path, "x").unwrap();
+    });
+}
+
+/// The mount table would show another option than the daemon follows.
+#[test]
+fn a_remount_refuses_what_it_cannot_change() {
+    on(&[Backing::Ext4], |pool| {
+        let root = pool.root().to_str().unwrap().to_owned();
+        for words in ["rate=5M", "threads=3", "deepen=auto", "passthrough=writable", "noatime", "dirsync", "physical"] {
+            let done = clonefs(["mount", "-o", &format!("remount,ro,{words}"), &root]).code(1);
+            assert!(done.stderr.contains(words) && done.stderr.contains("nothing was changed"), "{done:?}");
+            fs::write(pool.at("file"), "x").unwrap();
+        }
+        // As it was started: mount(8) repeats the words of fstab.
+        clonefs(["mount", "-o", "remount,ro,deepen=manual,rate=0,passthrough=off,fsname=x", &root]).success();
+        assert_eq!(errno(fs::write(pool.at("file"), "x")), libc::EROFS);
+        clonefs(["mount", "-o", "remount,rw", &root]).success();
+    });
+}
+
+#[test]
+fn reading_leaves_no_trace_where_that_is_wanted() {
+    on(&[Backing::Ext4, Backing::Xfs, Backing::Btrfs], |pool| {
+        pool.disk.remount("strictatime");
+        pool.write("file", &noise(1, 100_000));
+        fs::create_dir(pool.at("dir")).unwrap();
+        let long_ago = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+        let read = |pool: &mut support::Pool, options: &str| {
+            pool.unmount();
+            for name in ["file", "dir"] {
+                let times = fs::FileTimes::new().set_accessed(long_ago);
+                fs::File::open(pool.at(name)).unwrap().set_times(times).unwrap();
+            }
+            pool.mount(options);
+            pool.read("file");
+            assert_eq!(fs::read_dir(pool.at("dir")).unwrap().count(), 0);
+            std::thread::sleep(std::time::Duration::from_millis(1100));
+            ["file", "dir"].map(|name| fs::metadata(pool.at(name)).unwrap().accessed().unwrap() == long_ago)
+        };
+        assert_eq!(read(pool, "noatime"), [true, true]);
+        assert_eq!(read(pool, "nodiratime"), [false, true]);
+        assert_eq!(read(pool, ""), [false, false]);
     });
 }
 

@@ -44,6 +44,38 @@ fn snapshots_follow_their_volume_and_outlive_it() {
 }
 
 #[test]
+fn the_path_that_a_list_prints_is_a_name_for_every_command() {
+    on(&[Backing::Ext4], |pool| {
+        fs::create_dir_all(pool.at("a/b")).unwrap();
+        for name in ["vm.img", "a/b/vm.img"] {
+            pool.write(name, &noise(1, 2 * BLOCK));
+            ok(pool, &["snapshot", "create", &format!("{name}@one")]);
+        }
+        let listed = |pool: &support::Pool| -> Vec<String> {
+            let list: serde_json::Value = serde_json::from_str(&ok(pool, &["snapshot", "list", "--json"])).unwrap();
+            list.as_array().unwrap().iter().map(|row| row["path"].as_str().unwrap().to_owned()).collect()
+        };
+        let paths = listed(pool);
+        assert_eq!(paths.len(), 2);
+        for path in &paths {
+            ok(pool, &["snapshot", "rename", path, "two"]);
+        }
+        for path in listed(pool) {
+            assert!(path.ends_with("@two"), "{path}");
+            ok(pool, &["snapshot", "rollback", &path]);
+        }
+        // By a path from the root of the mount, too; and of a volume whose directory is gone.
+        ok(pool, &["snapshot", "remove", ".snapshots/vm.img@two"]);
+        fs::remove_dir_all(pool.at("a")).unwrap();
+        for path in listed(pool) {
+            ok(pool, &["snapshot", "remove", &path]);
+        }
+        assert_eq!(names(pool), [""; 0]);
+        clean(pool);
+    });
+}
+
+#[test]
 fn who_may_not_reach_a_volume_does_not_reach_its_snapshots() {
     on(&[Backing::Ext4], |pool| {
         pool.unmount();
