@@ -258,7 +258,10 @@ fn refused(operation: &'static str, volume: &Path, name: &str, error: Errno) -> 
             return Error::new(Kind::Exists, operation).at(volume).because(taken).remedy("choose another name");
         }
         Errno::BUSY => (Kind::Busy, "it is open", "shut down what uses it first"),
-        Errno::OPNOTSUPP => (Kind::Unsupported, "it has several names, or the pool cannot clone", "see clonefs status"),
+        Errno::OPNOTSUPP => {
+            let cause = "it has several names, or cannot be shared where it is, or the pool cannot clone";
+            (Kind::Unsupported, cause, "see clonefs events and status")
+        }
         Errno::FBIG => (Kind::TooLarge, "a volume cannot be that large", "give a smaller size"),
         Errno::PERM => {
             let remedy = "its owner and root may do that, unless a policy protects it: clonefs policy get";

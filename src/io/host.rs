@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use super::demands::{self, Demands};
 use super::file::HostFile;
 use super::sys::{c_name, grow_buffer, lstat_at, open_beneath, proc_path, retry, split_names, timespec};
 use super::types::{DirEntry, FileKind, FsInfo, Open, Rename, SetTime, Stat};
@@ -303,6 +304,16 @@ impl Fs for HostFs {
             files_free: st.f_ffree,
             name_max: st.f_namelen as u32,
         })
+    }
+
+    fn demands(&self, directory: &Path) -> io::Result<Demands> {
+        let path = self.handle(directory)?;
+        let open = self.walk(directory, libc::O_RDONLY | libc::O_DIRECTORY, 0).ok();
+        demands::demands(path.as_fd(), open.as_ref().map(AsFd::as_fd))
+    }
+
+    fn take_any_project(&self, directory: &Path) -> io::Result<()> {
+        demands::take_any_project(self.walk(directory, libc::O_RDONLY | libc::O_DIRECTORY, 0)?.as_fd())
     }
 
     fn root_fd(&self) -> Option<RawFd> {

@@ -5,7 +5,7 @@ use std::sync::Weak;
 
 use super::Pool;
 use crate::error::Result;
-use crate::io::Stat;
+use crate::io::{FileKey, Stat};
 use crate::store::map_path;
 use crate::store::record::VolumeRecord;
 use crate::volume::State;
@@ -14,6 +14,11 @@ use crate::volume::State;
 const STUB_BLOCKS: u64 = 8;
 
 impl Pool {
+    /// Whether a plain file has clones, as far as its inode tells.
+    pub fn is_shared(&self, key: FileKey) -> bool {
+        self.tables.lock().shared.contains_key(&key)
+    }
+
     /// What users see of a regular file whose backing file has the status `stat`.
     pub fn describe(&self, path: &Path, mut stat: Stat) -> Result<Stat> {
         let (id, live, shared) = {

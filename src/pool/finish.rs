@@ -54,6 +54,7 @@ impl Pool {
         let data = top.data_for_writing()?;
         let file = top.file_id();
         stub::copy_attributes(stub.as_ref(), data.as_ref()).context("copy attributes", volume.path())?;
+        stub::join_project(stub.as_ref(), data.as_ref()).context("give the project to layer data", volume.path())?;
         data.sync_all().context("sync layer data", data_path(file))?;
         match stub.stat().context("look at stub", stub_path(id))?.nlink {
             0 | 1 => return Ok(Finished::Deleted),
@@ -98,7 +99,7 @@ impl Pool {
             return Ok(volume.key());
         }
         let data = self.give_attributes(volume, overlay, path)?;
-        self.env.fs.rename(&data_path(file), path, Rename::Replace).context("replace stub", path)?;
+        self.put_at(data.as_ref(), &data_path(file), path, Rename::Replace).context("replace stub", path)?;
         let key = data.stat().context("look at layer data", path)?.key;
         let mut tables = self.tables.lock();
         let old = volume.key();

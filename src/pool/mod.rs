@@ -9,10 +9,13 @@ pub mod check;
 mod clone;
 mod copy;
 mod describe;
+mod detach;
 mod diff;
 mod dissolve;
 mod elsewhere;
 mod finish;
+mod fit;
+mod follow;
 mod freeze;
 mod group;
 mod load;
@@ -20,6 +23,7 @@ mod lock;
 pub mod names;
 mod options;
 mod past;
+mod pin;
 mod reap;
 mod registry;
 pub mod repair;
@@ -85,10 +89,6 @@ pub trait Names: Send + Sync {
     fn path_of(&self, key: FileKey) -> Option<PathBuf>;
     /// Has the kernel hand over what it caches of a file. Called with no lock held that a write needs.
     fn flush_cached(&self, key: FileKey);
-    /// Does `work`, during which no file is given a second name. For what makes clones without a request of the kernel.
-    fn while_sharing(&self, work: &mut dyn FnMut()) {
-        work();
-    }
     /// Does `work`, which removes a snapshot.
     fn while_removing(&self, _snapshot: Id, work: &mut dyn FnMut()) {
         work();
@@ -227,14 +227,6 @@ impl Pool {
 
     fn names(&self) -> Option<Arc<dyn Names>> {
         self.names.get().and_then(Weak::upgrade)
-    }
-
-    /// Does `work`, which clones, while no file is given a second name.
-    pub fn while_sharing(&self, work: &mut dyn FnMut()) {
-        match self.names() {
-            Some(names) => names.while_sharing(work),
-            None => work(),
-        }
     }
 
     /// The backing filesystem.

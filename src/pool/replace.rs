@@ -70,6 +70,7 @@ impl Pool {
                 // A failure of it costs the time of the last change.
                 let _ = stub.set_times(SetTime::Keep, SetTime::At(Timestamp::now()));
             }
+            stub::join_project(file.as_ref(), stub.as_ref()).context("give the project to stub", volume.path())?;
             stub::mark(stub.as_ref(), pool, id)?;
             fs.link(&temporary, &stub_path(id)).context("link stub", stub_path(id))?;
             stub.sync_all().context("sync stub", &temporary)?;
@@ -97,7 +98,8 @@ impl Pool {
         layer: Option<&Arc<Layer>>,
         prepared: &Prepared,
     ) -> Result<FileKey> {
-        self.env.fs.rename(&prepared.temporary, path, Rename::Replace).context("replace file", path)?;
+        self.put_at(prepared.stub.as_ref(), &prepared.temporary, path, Rename::Replace)
+            .context("replace file", path)?;
         volume.set_path(path);
         self.switch_to_overlay(volume, gate, layer, prepared);
         if let State::Overlay(overlay) = gate {

@@ -28,7 +28,7 @@ impl Backing {
     /// Those that CI runs every test on.
     pub const ALL: [Backing; 4] = [Backing::Ext4, Backing::Xfs, Backing::Btrfs, Backing::Tmpfs];
 
-    fn format(self, image: &Path) {
+    fn format(self, image: &Path, options: &[&str]) {
         let command: &[&str] = match self {
             Backing::Ext4 => &["mkfs.ext4", "-q", "-F"],
             Backing::Xfs => &["mkfs.xfs", "-q", "-f"],
@@ -37,7 +37,7 @@ impl Backing {
         };
         let mut alone = Command::new("unshare");
         alone.args(["--mount", "--propagation", "private", "sh", "-c", WITHOUT_FUSE, "sh"]);
-        run(alone.args(command).arg(image)).success();
+        run(alone.args(command).args(options).arg(image)).success();
     }
 }
 
@@ -56,6 +56,11 @@ impl Disk {
 
     /// A filesystem of `size` bytes.
     pub fn with_size(kind: Backing, size: u64) -> Disk {
+        Disk::formatted(kind, size, &[])
+    }
+
+    /// The same, formatted with more options.
+    pub fn formatted(kind: Backing, size: u64, options: &[&str]) -> Disk {
         let place = TempDir::with_prefix("clonefs-test-").expect("temporary directory");
         let (image, root) = (place.path().join("image"), place.path().join("disk"));
         std::fs::create_dir(&root).expect("mount point");
@@ -64,7 +69,7 @@ impl Disk {
             mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"]).arg(&root);
         } else {
             std::fs::File::create(&image).and_then(|file| file.set_len(size)).expect("image");
-            kind.format(&image);
+            kind.format(&image, options);
             mount.args(["-o", "loop"]).arg(&image).arg(&root);
         }
         let disk = Disk { kind, place };

@@ -4,7 +4,7 @@
 //! and how large they are, is the pool's business. The root's `.clonefs` does not exist here.
 //!
 //! # Locks
-//! In this order: `sharing`, `namespace`, one of `directories`, `table`. No call to the pool or to a volume is made with
+//! In this order: `namespace`, one of `directories`, `table`. No call to the pool or to a volume is made with
 //! `namespace` or a later one held (but for a volume's key): a write can freeze a shared file, which comes back to us in
 //! [`Names::swap`].
 
@@ -19,6 +19,7 @@ mod opens;
 mod policies;
 mod snapshots;
 mod table;
+mod times;
 mod tree;
 mod ways;
 mod xattr;
@@ -38,11 +39,12 @@ pub use handle::{DirHandle, Handle, WriteFlags, opens_for_writing};
 pub use table::ROOT;
 pub use tree::{Creation, Found, Listed};
 pub use ways::{Passthrough, Register, Registered};
-pub use xattr::{get_takes_long, set_may_wait};
+pub use xattr::{get_takes_long, set_may_wait, set_wants_closed};
 
 use self::groups::Groups;
 use self::handle::Handles;
 use self::table::Table;
+use self::times::Times;
 use super::{Names, Pool};
 use crate::error::{Context, Error, Result};
 use crate::io::{FileKey, FileKind, FileRef, Fs, Stat};
@@ -86,8 +88,6 @@ pub struct NameTree {
     pool: Arc<Pool>,
     fs: Arc<dyn Fs>,
     settings: Settings,
-    /// Cloning shares it, making a hard link excludes it: the pool must see either one name or both.
-    sharing: RwLock<()>,
     /// Whoever uses a path shares it; renaming, and swapping the file behind a name, exclude it.
     namespace: RwLock<()>,
     /// Looking a name up and recording it shares the lock of its directory, adding or removing a name excludes it: else
@@ -95,6 +95,8 @@ pub struct NameTree {
     directories: [RwLock<()>; STRIPES],
     table: Mutex<Table>,
     handles: Handles,
+    /// What directories show while background work alone has changed them.
+    times: Times,
     /// Groups that were begun.
     groups: Mutex<Groups>,
     /// The node of the directory that holds the stubs of snapshots, once it was needed.
@@ -114,10 +116,10 @@ impl NameTree {
             pool,
             fs,
             settings,
-            sharing: RwLock::new(()),
             namespace: RwLock::new(()),
             directories: [const { RwLock::new(()) }; STRIPES],
             handles: Handles::default(),
+            times: Times::default(),
             groups: Mutex::default(),
             stubs: OnceLock::new(),
             no_way_past: AtomicBool::new(false),
@@ -240,6 +242,12 @@ impl NameTree {
         }
     }
 
+    /// A directory was changed through the mount.
+    fn directory_changed(&self, id: u64) {
+        let key = self.table.lock().node(id).map(|node| node.key);
+        key.inspect(|key| self.times.changed(*key));
+    }
+
     fn attributes_changed(&self, id: u64) {
         if let Some(kernel) = self.kernel.get() {
             kernel.attributes_changed(id);
@@ -274,7 +282,12 @@ impl Names for NameTree {
         };
         for path in known.iter().map(PathBuf::as_path).chain(hint) {
             if self.fs.stat(path).is_ok_and(|stat| stat.key == key) {
+                let directory = path.parent().unwrap_or(Path::new(""));
+                let before = self.fs.stat(directory);
                 let new = swap(path)?;
+                if let (Ok(before), Ok(after)) = (before, self.fs.stat(directory)) {
+                    self.times.replaced(&before, &after);
+                }
                 let node = self.table.lock().rekey(key, new);
                 // Another file has other blocks. Attributes only: nothing that waits.
                 node.inspect(|id| self.attributes_changed(*id));
@@ -294,11 +307,6 @@ impl Names for NameTree {
         if let Some(id) = id {
             self.flush_node(id);
         }
-    }
-
-    fn while_sharing(&self, work: &mut dyn FnMut()) {
-        let _sharing = self.sharing.read();
-        work();
     }
 
     fn while_removing(&self, snapshot: Id, work: &mut dyn FnMut()) {

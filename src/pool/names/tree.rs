@@ -267,8 +267,13 @@ impl NameTree {
         self.fs.stat(path)
     }
 
-    /// After a change in `directory`: durable now if the mount is so.
+    /// After a change in `directory`: it shows its own times again, and it is durable now if the mount is so.
     fn made<T>(&self, directory: &Path, result: Result<T>) -> Result<T> {
+        if self.times.is_any()
+            && let Ok(stat) = self.fs.stat(directory)
+        {
+            self.times.changed(stat.key);
+        }
         if self.settings.sync_directories {
             self.fs.sync_dir(directory).context("make names durable in", directory)?;
         }
@@ -362,8 +367,9 @@ impl NameTree {
             }
         }
         let directories = (self.path(from.0)?, self.path(to.0)?);
-        if !same && let Err(error) = self.pool.snapshots_follow(&old, &new, how == Rename::Exchange) {
-            tracing::warn!("the snapshots of {old:?} stay under that name: {error}");
+        let exchanged = there.as_ref().filter(|_| how == Rename::Exchange);
+        if !same && let Err(error) = self.pool.paths_follow((&old, &source), (&new, exchanged)) {
+            tracing::warn!("what is said of {old:?} stays under that name: {error}");
         }
         drop(namespace);
         if let Some(target) = target.filter(|_| !same) {
@@ -380,10 +386,9 @@ impl NameTree {
         self.check_changeable(id)?;
         // Under another name it could be written to.
         self.check_file_free("link", id)?;
-        let _sharing = self.sharing.write();
-        if self.kind(id)? == FileKind::File {
-            self.pool.before_link(&self.volume(id)?)?;
-        }
+        let volume = if self.kind(id)? == FileKind::File { Some(self.volume(id)?) } else { None };
+        let _naming = volume.as_ref().map(|volume| volume.naming().write());
+        volume.as_ref().map_or(Ok(()), |volume| self.pool.before_link(volume))?;
         let namespace = self.namespace.read();
         let lock = self.directory_lock(parent).write();
         let (directory, path) = (self.path(parent)?, self.join(parent, name)?);

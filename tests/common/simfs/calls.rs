@@ -216,6 +216,9 @@ impl Fs for SimFs {
         let ((from_dir, from_name), (to_dir, to_name)) = (state.parent(from)?, state.parent(to)?);
         let moved = state.entry(from_dir, &from_name).ok_or_else(|| errno(libc::ENOENT))?;
         let there = state.entry(to_dir, &to_name);
+        if state.options.stuck && from.starts_with(".clonefs") && !to.starts_with(".clonefs") {
+            return Err(errno(libc::EXDEV));
+        }
         let back = match (how, there) {
             (Rename::NoReplace, Some(_)) => return Err(errno(libc::EEXIST)),
             (Rename::Exchange, None) => return Err(errno(libc::ENOENT)),
