@@ -164,7 +164,8 @@ impl Pool {
         self.copy_whole(source, target, options.size)?;
         let why = format!("copied, as {}", unfit.0);
         self.events.tell(Event::new(What::Cloned, target.path()).from(source.path()).because(why));
-        if options.sync { target.sync(false) } else { Ok(()) }
+        // A clone is there whole or not at all after a crash, and a copy is only when it is durable.
+        target.sync(false)
     }
 
     /// Has the kernel hand over pages of `source` that were stored to through a mapping.

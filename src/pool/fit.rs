@@ -89,8 +89,16 @@ impl Pool {
         Ok(demands.project)
     }
 
-    /// Makes what a freeze would make of `like`, and removes it.
+    /// Makes what a freeze would make of `like`, and removes it. A lack of room that passes is not the file's, and so what
+    /// fails is tried once more.
     fn try_stub(&self, like: Option<&FileRef>, project: Option<u32>, volume: &Volume) -> Result<Option<Unfit>> {
+        match self.try_stub_once(like, project, volume)? {
+            Some(_) => self.try_stub_once(like, project, volume),
+            None => Ok(None),
+        }
+    }
+
+    fn try_stub_once(&self, like: Option<&FileRef>, project: Option<u32>, volume: &Volume) -> Result<Option<Unfit>> {
         let (fs, path) = (&self.env.fs, tmp_path());
         let pool = self.env.store.pool_id().ok_or_else(|| Error::new(Kind::Damaged, "make stub"))?;
         let made = fs.open(&path, Open::CreateNew(0o600)).context("make stub", &path)?;

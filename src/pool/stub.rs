@@ -115,6 +115,8 @@ pub fn copy_attributes(from: &dyn File, to: &dyn File) -> io::Result<()> {
         Err(e) if is_full(&e) && !old.is_empty() => {
             remove_xattrs(to, old.iter())?;
             set_xattrs(from, to, &names)?;
+            // What was durable before must not be gone after a crash that keeps the removal alone.
+            to.sync_all()?;
         }
         other => other?,
     }
