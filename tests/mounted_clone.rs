@@ -283,7 +283,12 @@ fn a_file_of_several_names_is_copied_and_that_is_said() {
         let done = clone(&["--json", "vm-link", "vm-clone"]);
         let made: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
         assert_eq!((&made[0]["shared"], done.stderr.as_str()), (&true.into(), ""));
-        pool.deepen("vm");
+        // Until then it is no ordinary file, and nobody is told that it is.
+        let deepened = support::clonefs([Path::new("deepen"), Path::new("--wait"), &pool.at("vm")]);
+        assert!(!deepened.status.success() && deepened.stderr.contains("several names"), "{deepened:?}");
+        let info = pool.info("vm-link");
+        assert_eq!((info.state, info.to_copy, info.depth), (VolumeState::Overlay, 0, 0));
+        assert!(info.why.is_some_and(|why| why.contains("several names")));
         assert!(pool.read("vm-link") == bytes && fs::read(pool.below("vm")).unwrap() != bytes);
         fs::remove_file(pool.at("vm")).unwrap();
         wait_until(|| fs::read(pool.below("vm-link")).unwrap() == bytes);

@@ -243,7 +243,7 @@ impl Work<'_> {
         let tree = clone_tree(source, target, &self.options, &mut copy_meter(source))?;
         if tree.copied > 0 {
             note(&format!(
-                "{} of {} files of {source:?} are copied: they are outside of the pool, or have several names",
+                "{} of {} files of {source:?} are copied: they are outside of the pool, have several names, or cannot be shared where they are",
                 tree.copied,
                 tree.files.len()
             ));

@@ -188,6 +188,7 @@ mod tests {
             freed_if_deleted: 0,
             to_copy: 0,
             queued: false,
+            why: None,
             error: None,
             cannot_clone: None,
         }

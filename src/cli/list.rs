@@ -130,6 +130,7 @@ pub mod tests {
             freed_if_deleted: 4096,
             to_copy: 0,
             queued: false,
+            why: None,
             error: None,
             cannot_clone: None,
         }

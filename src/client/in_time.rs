@@ -8,9 +8,12 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind, Result};
 
+/// A question to a mount.
+type Ask<T> = dyn Fn(&Path) -> Result<T> + Send + Sync;
+
 /// One question to many mounts, asked once or again and again.
 pub struct InTime<T> {
-    ask: Arc<dyn Fn(&Path) -> Result<T> + Send + Sync>,
+    ask: Arc<Ask<T>>,
     limit: Duration,
     /// Mounts that owe an answer: they are not asked again meanwhile.
     open: HashMap<PathBuf, Receiver<Result<T>>>,

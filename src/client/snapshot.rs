@@ -287,7 +287,10 @@ fn refused(operation: &'static str, volume: &Path, name: &str, error: Errno) -> 
             "as many requests wait to be carried out as are kept for one user, or for all users together",
             "name fewer volumes in one command, or wait until the other groups are done",
         ),
-        Errno::OPNOTSUPP => (Kind::Unsupported, "it has several names, or the pool cannot clone", "see clonefs status"),
+        Errno::OPNOTSUPP => {
+            let cause = "it has several names, or cannot be shared where it is, or the pool cannot clone";
+            (Kind::Unsupported, cause, "see clonefs events and status")
+        }
         Errno::FBIG => (Kind::TooLarge, "a volume cannot be that large", "give a smaller size"),
         Errno::PERM => {
             let remedy = "its owner and root may do that, unless a policy protects it: clonefs policy get";

@@ -128,18 +128,12 @@ impl Schedules {
 
 /// Makes snapshots of what is at these paths: all as of one moment, or none.
 fn snapshot(pool: &Arc<Pool>, paths: &[PathBuf], name: &str, now: i64) -> Result<()> {
-    let mut result = Ok(());
-    pool.while_sharing(&mut || {
-        result = paths
-            .iter()
-            .map(|path| {
-                let stat = pool.fs().stat(path).context("look at", path)?;
-                Ok((pool.volume(stat.key, path)?, path.clone()))
-            })
-            .collect::<Result<Vec<_>>>()
-            .and_then(|volumes| pool.create_snapshots(&volumes, name, Some(now)));
-    });
-    result
+    let found = |path: &PathBuf| {
+        let stat = pool.fs().stat(path).context("look at", path)?;
+        Ok((pool.volume(stat.key, path)?, path.clone()))
+    };
+    let volumes = paths.iter().map(found).collect::<Result<Vec<_>>>()?;
+    pool.create_snapshots(&volumes, name, Some(now))
 }
 
 /// Regular files below the paths that have a schedule.

@@ -84,6 +84,9 @@ pub struct VolumeInfo {
     /// Background work is at it, or will come to it by itself.
     #[serde(default)]
     pub queued: bool,
+    /// Of an overlay that nothing is being done with: what it waits for, or why it stays one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
     /// Why it is `failed`, or what is wrong with it.
     pub error: Option<String>,
     /// Why it cannot be cloned now, and what helps: it is open with passthrough.

@@ -3,7 +3,7 @@
 //! chosen by [`Error::errno`](crate::error::Error::errno).
 //!
 //! Threads that read requests never wait for the kernel: whatever can need pages that the kernel still caches (a clone,
-//! a pin, finding holes, a hard link) runs on `Workers`, and the reply goes with it.
+//! a pin, finding holes, a hard link) runs on `Workers`, which users have in turn, and the reply goes with it.
 
 mod convert;
 mod kernel;
@@ -26,9 +26,6 @@ use self::workers::Workers;
 use crate::io::Ring;
 use crate::pool::names::NameTree;
 
-/// Threads for what can wait for the kernel.
-const WORKERS: usize = 8;
-
 /// How long the kernel may trust what it was told.
 ///
 /// What changes without its doing is taken back: the size of a new clone, the blocks of a file that was frozen or has
@@ -47,6 +44,9 @@ pub struct Adapter {
     /// Before the threads that it hands failed reads to.
     reading: Reading,
     workers: Arc<Workers>,
+    /// For changes that have to wait until their file is frozen or copied. They wait for no page that the kernel holds, so
+    /// they are never behind what does.
+    changers: Workers,
     lifetimes: Lifetimes,
     /// The kernel can take opens past the daemon.
     passthrough: bool,
@@ -56,9 +56,10 @@ impl Adapter {
     /// Serves `names`, with `threads` threads, no more than half of which wait for reads where there is a ring. Starts
     /// threads of its own.
     pub fn new(names: Arc<NameTree>, ring: Option<Ring>, threads: usize, lifetimes: Lifetimes) -> io::Result<Adapter> {
-        let workers = Arc::new(Workers::start(WORKERS)?);
+        let workers = Arc::new(Workers::start()?);
         let reading = Reading::new(ring, (threads / 2).max(1), workers.clone());
-        Ok(Adapter { names, reading, workers, lifetimes, passthrough: false })
+        let changers = Workers::start()?;
+        Ok(Adapter { names, reading, workers, changers, lifetimes, passthrough: false })
     }
 }
 

@@ -8,7 +8,7 @@ use fuser::ReplyData;
 
 use super::edge;
 use super::replies::code;
-use super::workers::Workers;
+use super::workers::{NOBODY, Workers};
 use crate::error::Result;
 use crate::io::{Ring, aligned};
 use crate::pool::names::Handle;
@@ -63,7 +63,7 @@ impl Reading {
                         reply.data(&bytes);
                     }
                     // Whatever it was: an ordinary read says what there is.
-                    Err(_) => workers.run("read", move || answer(handle, offset, size, reply)),
+                    Err(_) => workers.run("read", NOBODY, move || answer(handle, offset, size, reply)),
                 }
             });
         });

@@ -4,28 +4,19 @@ use std::time::Duration;
 
 use fuser::{
     Errno, FileAttr, FileHandle, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyXattr,
+    ReplyEntry, ReplyWrite, ReplyXattr,
 };
 
 use super::convert::{absent, attr, file_type};
 use super::{Adapter, Lifetimes};
 use crate::error::{Error, Result};
-use crate::pool::names::{Caller, Found, Handle, Listed};
+use crate::pool::names::{Caller, Found, Handle, Listed, NameTree};
 
 impl Adapter {
     pub(super) fn reply_entry(&self, result: Result<Found>, reply: ReplyEntry) {
         match result {
             Ok(found) => reply_found(&found, &self.lifetimes, reply),
             Err(error) => reply.error(code("name", &error)),
-        }
-    }
-
-    pub(super) fn reply_attributes(&self, id: INodeNo, caller: &Caller, reply: ReplyAttr) {
-        match self.names.attributes(id.0, caller) {
-            // What one caller alone is to see must not be kept for others.
-            Ok(attributes) if attributes.private => reply.attr(&Duration::ZERO, &attr(&attributes)),
-            Ok(attributes) => reply.attr(&self.lifetimes.attributes, &attr(&attributes)),
-            Err(error) => reply.error(code("getattr", &error)),
         }
     }
 
@@ -64,6 +55,22 @@ impl Adapter {
             self.names.forget(found.node, 1);
         }
         !full
+    }
+}
+
+pub(super) fn reply_attributes(names: &NameTree, id: INodeNo, caller: &Caller, lifetime: Duration, reply: ReplyAttr) {
+    match names.attributes(id.0, caller) {
+        // What one caller alone is to see must not be kept for others.
+        Ok(attributes) if attributes.private => reply.attr(&Duration::ZERO, &attr(&attributes)),
+        Ok(attributes) => reply.attr(&lifetime, &attr(&attributes)),
+        Err(error) => reply.error(code("getattr", &error)),
+    }
+}
+
+pub(super) fn reply_written(result: Result<()>, len: usize, reply: ReplyWrite) {
+    match result {
+        Ok(()) => reply.written(len as u32),
+        Err(error) => reply.error(code("write", &error)),
     }
 }
 

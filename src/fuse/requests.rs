@@ -13,11 +13,13 @@ use fuser::{
 };
 
 use super::convert::{absent, attr, change, device, file_type, flags_of_rename, whence};
-use super::replies::{code, open_flags, reply_empty, reply_found, reply_xattr};
+use super::replies::{code, open_flags, reply_attributes, reply_empty, reply_found, reply_written, reply_xattr};
 use super::{Adapter, Lifetimes, edge, past};
 use crate::door;
 use crate::io::{FileRef, writes_for};
-use crate::pool::names::{Caller, Creation, Handle, Listed, Register, WriteFlags, get_takes_long, set_may_wait};
+use crate::pool::names::{
+    Caller, Creation, Listed, Register, WriteFlags, get_takes_long, set_may_wait, set_wants_closed,
+};
 
 /// Largest read or write request, the most that the kernel sends without a change of its settings.
 const MAX_WRITE: u32 = 1 << 20;
@@ -25,6 +27,10 @@ const MAX_WRITE: u32 = 1 << 20;
 const MAX_BACKGROUND: u16 = 512;
 /// Most bytes of one copy_file_range, as its reply has 32 bits: whole blocks.
 const MAX_COPY: u64 = 0xffff_f000;
+
+/// For so long something open is taken for something that is being closed: the kernel tells of a close after it has
+/// returned.
+const CLOSING: Duration = Duration::from_secs(2);
 
 fn caller(request: &Request) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
@@ -131,9 +137,9 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn link(&self, _: &Request, id: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+    fn link(&self, req: &Request, id: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let (names, name, lifetimes) = (self.names.clone(), newname.to_owned(), self.lifetimes);
-        self.workers.run("link", move || match names.link(id.0, newparent.0, &name) {
+        self.workers.run("link", req.uid(), move || match names.link(id.0, newparent.0, &name) {
             Ok(found) => reply_found(&found, &lifetimes, reply),
             Err(error) => reply.error(code("link", &error)),
         });
@@ -142,7 +148,8 @@ impl Filesystem for Adapter {
     // ---- attributes ----------------------------------------------------------------------------------------------
 
     fn getattr(&self, req: &Request, id: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        edge("getattr", || self.reply_attributes(id, &caller(req), reply));
+        let lifetime = self.lifetimes.attributes;
+        edge("getattr", || reply_attributes(&self.names, id, &caller(req), lifetime, reply));
     }
 
     fn setattr(
@@ -163,12 +170,17 @@ impl Filesystem for Adapter {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let change = change(mode, uid, gid, size, atime, mtime);
-        let _writing = writes_for(req.uid(), req.gid());
-        edge("setattr", || match self.names.change(id.0, &change, &caller(req)) {
-            Ok(()) => self.reply_attributes(id, &caller(req), reply),
-            Err(error) => reply.error(code("setattr", &error)),
-        });
+        let (change, caller) = (change(mode, uid, gid, size, atime, mtime), caller(req));
+        let (names, lifetime) = (self.names.clone(), self.lifetimes.attributes);
+        let asks_first = names.asks_first(id.0, &change);
+        let set = move || {
+            let _writing = writes_for(caller.uid, caller.gid);
+            match names.change(id.0, &change, &caller) {
+                Ok(()) => reply_attributes(&names, id, &caller, lifetime, reply),
+                Err(error) => reply.error(code("setattr", &error)),
+            }
+        };
+        if asks_first { self.changers.run("setattr", caller.uid, set) } else { edge("setattr", set) }
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
@@ -188,7 +200,7 @@ impl Filesystem for Adapter {
             return edge("getxattr", || reply_xattr("getxattr", get(), size, reply));
         }
         let (names, name) = (self.names.clone(), name.to_owned());
-        self.workers.run("getxattr", move || {
+        self.workers.run("getxattr", caller.uid, move || {
             reply_xattr("getxattr", names.get_xattr(id.0, &name, &caller), size, reply);
         });
     }
@@ -200,9 +212,15 @@ impl Filesystem for Adapter {
             return edge("setxattr", || reply_empty("setxattr", set(), reply));
         }
         let (names, name, value) = (self.names.clone(), name.to_owned(), value.to_vec());
-        self.workers.run("setxattr", move || {
-            reply_empty("setxattr", names.set_xattr(id.0, &name, &value, flags, &caller), reply);
-        });
+        let wants_closed = set_wants_closed(&name, &value);
+        let set = move || reply_empty("setxattr", names.set_xattr(id.0, &name, &value, flags, &caller), reply);
+        if wants_closed {
+            let names = self.names.clone();
+            let closed = (move || !names.is_open(id.0), CLOSING);
+            self.workers.run_when("setxattr", caller.uid, closed, set);
+        } else {
+            self.workers.run("setxattr", caller.uid, set);
+        }
     }
 
     fn listxattr(&self, req: &Request, id: INodeNo, size: u32, reply: ReplyXattr) {
@@ -274,14 +292,23 @@ impl Filesystem for Adapter {
     ) {
         let late = how.contains(FuseWriteFlags::FUSE_WRITE_CACHE);
         let how = WriteFlags { kill_ids: how.contains(FuseWriteFlags::FUSE_WRITE_KILL_SUIDGID), sync: flags.0 };
+        let handle = match self.names.handles().get(handle.0) {
+            Ok(handle) => handle,
+            Err(error) => return reply.error(code("write", &error)),
+        };
         // What the kernel writes back from its cache is nobody's request: it is the owner's.
-        let _writing = (!late).then(|| writes_for(req.uid(), req.gid()));
+        let whose = (!late).then(|| (req.uid(), req.gid()));
+        if handle.volume.asks_first() {
+            let data = data.to_vec();
+            let write = move || {
+                let _writing = whose.map(|(uid, gid)| writes_for(uid, gid));
+                reply_written(handle.write(offset, &data, how), data.len(), reply);
+            };
+            return self.changers.run("write", req.uid(), write);
+        }
         edge("write", || {
-            let handle = self.names.handles().get(handle.0);
-            match handle.and_then(|handle| handle.write(offset, data, how)) {
-                Ok(()) => reply.written(data.len() as u32),
-                Err(error) => reply.error(code("write", &error)),
-            }
+            let _writing = whose.map(|(uid, gid)| writes_for(uid, gid));
+            reply_written(handle.write(offset, data, how), data.len(), reply);
         });
     }
 
@@ -318,14 +345,18 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let _writing = writes_for(req.uid(), req.gid());
-        edge("fallocate", || {
-            let allocate = |handle: &Handle| self.names.allocate(handle, mode, offset, length, &caller(req));
-            self.with_handle("fallocate", handle, reply, allocate);
-        });
+        let (names, caller) = (self.names.clone(), caller(req));
+        let asks_first = names.handles().get(handle.0).is_ok_and(|handle| handle.volume.asks_first());
+        let allocate = move || {
+            let _writing = writes_for(caller.uid, caller.gid);
+            let open = names.handles().get(handle.0);
+            let done = open.and_then(|open| names.allocate(&open, mode, offset, length, &caller));
+            reply_empty("fallocate", done, reply);
+        };
+        if asks_first { self.changers.run("fallocate", caller.uid, allocate) } else { edge("fallocate", allocate) }
     }
 
-    fn lseek(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: i64, how: i32, reply: ReplyLseek) {
+    fn lseek(&self, req: &Request, _: INodeNo, handle: FileHandle, offset: i64, how: i32, reply: ReplyLseek) {
         edge("lseek", || {
             let (handle, whence, offset) =
                 match (self.names.handles().get(handle.0), whence(how), u64::try_from(offset)) {
@@ -339,7 +370,7 @@ impl Filesystem for Adapter {
                 Ok(at) => reply.offset(at as i64),
                 Err(error) => reply.error(code("lseek", &error)),
             };
-            if may_wait { self.workers.run("lseek", seek) } else { seek() }
+            if may_wait { self.workers.run("lseek", req.uid(), seek) } else { seek() }
         });
     }
 
@@ -357,7 +388,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let (names, caller) = (self.names.clone(), caller(req));
-        self.workers.run("copy_file_range", move || {
+        self.workers.run("copy_file_range", caller.uid, move || {
             let _writing = writes_for(caller.uid, caller.gid);
             let copy = || {
                 let (from, to) = (names.handles().get(handle_in.0)?, names.handles().get(handle_out.0)?);
@@ -386,7 +417,7 @@ impl Filesystem for Adapter {
             return reply.error(Errno::ENOTTY);
         }
         let (names, argument, caller) = (self.names.clone(), argument.to_vec(), caller(req));
-        self.workers.run("ioctl", move || {
+        self.workers.run("ioctl", caller.uid, move || {
             let answer = names.handles().get(handle.0).and_then(|handle| match command {
                 door::IOC_TOKEN => names.token_of(&handle, &caller),
                 door::IOC_CLONE => names.clone_by_ioctl(&handle, &argument, &caller).map(|()| Vec::new()),

@@ -2,6 +2,7 @@
 
 use super::File;
 use super::around::Around;
+use super::demands;
 use super::direct::{Direct, tells_cached};
 use super::sole;
 use super::sys::{c_name, fstat, grow_buffer, retry, split_names, timespec};
@@ -198,6 +199,14 @@ impl File for HostFile {
         let name = c_name(name)?;
         // SAFETY: name is NUL-terminated.
         retry(|| unsafe { libc::fremovexattr(self.raw(), name.as_ptr()) }).map(drop)
+    }
+
+    fn project(&self) -> io::Result<u32> {
+        demands::project(self.fd.as_fd())
+    }
+
+    fn set_project(&self, project: u32) -> io::Result<()> {
+        demands::set_project(self.fd.as_fd(), project)
     }
 
     fn is_writable(&self) -> bool {

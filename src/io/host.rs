@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use super::demands::{self, Demands};
 use super::file::HostFile;
 use super::inode::{Inode, InodeRef};
 use super::sys::{c_name, lstat_at, open_beneath, retry};
@@ -237,6 +238,16 @@ impl Fs for HostFs {
             files_free: st.f_ffree,
             name_max: st.f_namelen as u32,
         })
+    }
+
+    fn demands(&self, directory: &Path) -> io::Result<Demands> {
+        let path = self.tree.walk(directory, libc::O_PATH | libc::O_NOFOLLOW)?;
+        let open = self.tree.walk(directory, libc::O_RDONLY | libc::O_DIRECTORY).ok();
+        demands::demands(path.as_fd(), open.as_ref().map(AsFd::as_fd))
+    }
+
+    fn take_any_project(&self, directory: &Path) -> io::Result<()> {
+        demands::take_any_project(self.tree.walk(directory, libc::O_RDONLY | libc::O_DIRECTORY)?.as_fd())
     }
 
     fn root_fd(&self) -> Option<RawFd> {

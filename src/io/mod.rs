@@ -6,6 +6,7 @@
 
 mod around;
 mod buffers;
+mod demands;
 mod direct;
 mod file;
 mod host;
@@ -26,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use buffers::Buffer;
+pub use demands::Demands;
 pub use direct::aligned;
 pub use host::HostFs;
 pub use identity::{Powers, acting_as, effective_capabilities, is_root, set_effective_capabilities};
@@ -106,6 +108,14 @@ pub trait Fs: Send + Sync + 'static {
     /// Names the time for which what was written, synced or not, is there for whoever reads it: this boot and this
     /// mount of the filesystem. `None` where that cannot be told.
     fn instance(&self) -> Option<String>;
+    /// What a directory demands of files that are to get a name in it.
+    fn demands(&self, _directory: &Path) -> io::Result<Demands> {
+        Ok(Demands::default())
+    }
+    /// Has a directory take files of any project.
+    fn take_any_project(&self, _directory: &Path) -> io::Result<()> {
+        Ok(())
+    }
     /// Descriptor of the root directory, where there is one.
     fn root_fd(&self) -> Option<RawFd> {
         None
@@ -171,6 +181,14 @@ pub trait File: Send + Sync + 'static {
     fn list_xattr(&self) -> io::Result<Vec<OsString>>;
     /// Removes an extended attribute.
     fn remove_xattr(&self, name: &OsString) -> io::Result<()>;
+    /// The project that what it takes is counted for; 0 also where there are none.
+    fn project(&self) -> io::Result<u32> {
+        Ok(0)
+    }
+    /// Moves it, with what it takes, to a project.
+    fn set_project(&self, _project: u32) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    }
     /// Whether it was opened for writing too.
     fn is_writable(&self) -> bool {
         true

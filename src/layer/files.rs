@@ -1,5 +1,7 @@
 //! The files of a layer: opened and made when they are needed, and taken over in an adoption.
 
+use std::sync::Arc;
+
 use crate::sync::atomic::Ordering;
 
 use super::map::{self, Map};
@@ -171,6 +173,14 @@ impl Layer {
         body.data_writable = true;
         drop(body);
         self.dirty.store(true, Ordering::Release);
+    }
+
+    /// Reads a complete layer from now on from `data`, a durable copy of its file called `file` that nobody else has: what
+    /// befalls the old file is no longer its affair.
+    pub fn move_to(&self, file: Id, data: FileRef) {
+        *self.latch.lock() = Arc::default();
+        let mut body = self.body.write();
+        (body.file, body.data, body.data_writable) = (file, Some(data), true);
     }
 
     /// Takes over the files of the parent, which this layer's blocks have been copied into, and sees `overlap` blocks of

@@ -7,11 +7,13 @@
 //! | the link of the stub into `stubs` | a link that no record names: removed; the destination is an empty file |
 //! | the journal record | the clone |
 
+use crate::sync::RwLockReadGuard;
 use crate::sync::atomic::Ordering;
 use std::sync::Arc;
 
+use super::fit::{Unfit, is_lasting};
 use super::spare::{Spare, remove_files};
-use super::whole::{copy_whole, share_whole};
+use super::whole::share_whole;
 use super::{CloneOptions, Pool, stub};
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::{Event, What};
@@ -21,7 +23,7 @@ use crate::store::{SNAPSHOTS, data_path, new_id, stub_path};
 use crate::units::{Id, MAX_VOLUME, blocks};
 use crate::volume::overlay::Overlay;
 use crate::volume::plain::Plain;
-use crate::volume::{Hooks, Pinned, State, Volume, both_gates};
+use crate::volume::{Hooks, State, Volume, both_gates};
 
 /// A moment of a volume, ready to be read by others once `changes` are committed.
 pub(super) struct Moment {
@@ -54,7 +56,7 @@ enum After {
 pub(super) const ATTEMPTS: usize = 16;
 
 /// The error that asks for another attempt.
-fn again() -> Error {
+pub(super) fn again() -> Error {
     Error::io("clone", std::io::Error::from_raw_os_error(libc::EAGAIN))
 }
 
@@ -78,6 +80,10 @@ impl Pool {
         target: &Arc<Volume>,
         options: &CloneOptions,
     ) -> Result<()> {
+        if Arc::ptr_eq(source, target) {
+            return Err(Error::new(Kind::Invalid, "clone").at(target.path()).because("source and destination are one"));
+        }
+        let _naming = both_namings(source, target);
         for _ in 1..ATTEMPTS {
             match self.clone_once(source, target, options) {
                 // If somebody is freezing the source, only when that has ended is it clear what it is.
@@ -91,15 +97,16 @@ impl Pool {
     fn clone_once(self: &Arc<Self>, source: &Arc<Volume>, target: &Arc<Volume>, options: &CloneOptions) -> Result<()> {
         self.check_can_clone()?;
         self.check_room().map_err(|e| e.at(target.path()))?;
-        if Arc::ptr_eq(source, target) {
-            return Err(Error::new(Kind::Invalid, "clone").at(target.path()).because("source and destination are one"));
-        }
         self.check_elsewhere(source)?;
         self.env.store.ensure()?;
         self.limit_unsettled();
         self.dissolve_empty(target)?;
+        if let Some(unfit) = self.unfit_target(target)? {
+            return Err(unfit.error("clone", target));
+        }
         // The next write would have to wait for the freeze, and for its syncs: have them behind us.
-        let _held = if source.writers() > 0 { self.freeze_open(source)? } else { None };
+        let mut unfit = self.unfit_source(source)?;
+        let _held = if source.writers() > 0 && unfit.is_none() { self.freeze_open(source)? } else { None };
         let mut spare = self.prepare_next_layer(source);
         self.flush_cached(source);
         let (mut source_gate, mut target_gate) = both_gates(source, target);
@@ -111,15 +118,14 @@ impl Pool {
             self.events.tell(Event::new(What::Cloned, target.path()).from(source.path()).because(why));
             return if options.sync { target.sync(false) } else { Ok(()) };
         }
-        let Some(moment) = self.moment_with(source, &mut source_gate, spare.as_mut())? else {
-            if options.no_copy {
-                return Err(Error::new(Kind::Unsupported, "clone").at(source.path()).because("it has several names"));
-            }
-            copy_whole(source, &source_gate, empty, options.size)?;
+        let moment = match &unfit {
+            Some(_) if is_unshared(&source_gate) => None,
+            _ => self.moment_with(source, &mut source_gate, spare.as_mut(), &mut unfit)?,
+        };
+        let Some(moment) = moment else {
             drop((source_gate, target_gate));
-            let why = "copied, as the source has several names";
-            self.events.tell(Event::new(What::Cloned, target.path()).from(source.path()).because(why));
-            return if options.sync { target.sync(false) } else { Ok(()) };
+            let unfit = unfit.unwrap_or_else(|| Unfit("the source has several names".to_owned()));
+            return self.copy_instead(source, target, options, &unfit);
         };
         let overlay = match self.make_clone(source, target, empty, &moment, options) {
             Ok(overlay) => overlay,
@@ -149,6 +155,24 @@ impl Pool {
         Ok(())
     }
 
+    /// Makes the clone a copy, as the source can be copied only.
+    fn copy_instead(
+        self: &Arc<Self>,
+        source: &Arc<Volume>,
+        target: &Arc<Volume>,
+        options: &CloneOptions,
+        unfit: &Unfit,
+    ) -> Result<()> {
+        if options.no_copy {
+            return Err(unfit.error("clone", source));
+        }
+        self.copy_whole(source, target, options.size)?;
+        let why = format!("copied, as {}", unfit.0);
+        self.events.tell(Event::new(What::Cloned, target.path()).from(source.path()).because(why));
+        // A clone is there whole or not at all after a crash, and a copy is only when it is durable.
+        target.sync(false)
+    }
+
     /// Has the kernel hand over pages of `source` that were stored to through a mapping.
     pub(super) fn flush_cached(&self, source: &Volume) {
         if source.writers() > 0
@@ -161,11 +185,17 @@ impl Pool {
     /// Freezes a volume, whose gate is held exclusively, at this moment. `None`: it is a file of several names, which
     /// can only be copied. Nothing is changed until the moment's changes are committed.
     pub(super) fn moment(&self, source: &Volume, gate: &mut State) -> Result<Option<Moment>> {
-        self.moment_with(source, gate, None)
+        self.moment_with(source, gate, None, &mut None)
     }
 
-    /// The same with a layer for what is written next.
-    fn moment_with(&self, source: &Volume, gate: &mut State, spare: Option<&mut Spare>) -> Result<Option<Moment>> {
+    /// The same with a layer for what is written next. With `None` `unfit` has the reason, if it is another one.
+    pub(super) fn moment_with(
+        &self,
+        source: &Volume,
+        gate: &mut State,
+        spare: Option<&mut Spare>,
+        unfit: &mut Option<Unfit>,
+    ) -> Result<Option<Moment>> {
         match gate {
             State::Broken { why, .. } => Err(Error::new(Kind::Damaged, "clone").at(source.path()).because(why.clone())),
             State::Plain(plain) => {
@@ -179,13 +209,13 @@ impl Pool {
                     plain.shared = None;
                 }
                 source.check_not_bypassed("clone")?;
-                self.moment_of_plain(source, plain)
+                self.moment_of_plain(source, plain, unfit)
             }
             State::Overlay(overlay) => self.moment_of_overlay(overlay, spare).map(Some),
         }
     }
 
-    fn moment_of_plain(&self, source: &Volume, plain: &Plain) -> Result<Option<Moment>> {
+    fn moment_of_plain(&self, source: &Volume, plain: &Plain, unfit: &mut Option<Unfit>) -> Result<Option<Moment>> {
         // Whoever is freezing it has given it a second link for a while; that is not one of the user's.
         let unfrozen = source.switching().try_lock();
         let stat = plain.file.stat().context("look at source", source.path())?;
@@ -201,7 +231,13 @@ impl Pool {
             return Err(Error::new(Kind::NotFound, "clone").at(source.path()).because("it has been deleted"));
         }
         let id = new_id();
-        plain.file.link_to(&data_path(id)).context("link source", source.path())?;
+        match self.link_in(plain.file.as_ref(), &data_path(id)) {
+            Err(error) if is_lasting(&error) => {
+                *unfit = Some(Unfit(format!("the source cannot be linked among the layers: {error}")));
+                return Ok(None);
+            }
+            other => other.context("link source", source.path())?,
+        }
         let stamp = Stamp {
             size: stat.size,
             seconds: stat.mtime.seconds,
@@ -270,7 +306,7 @@ impl Pool {
         let (id, top_id) = (new_id(), new_id());
         let pool = self.env.store.pool_id().ok_or_else(|| Error::new(Kind::Damaged, "clone"))?;
         stub::mark(empty.file.as_ref(), pool, id)?;
-        if let Err(error) = empty.file.link_to(&stub_path(id)) {
+        if let Err(error) = self.link_in(empty.file.as_ref(), &stub_path(id)) {
             stub::unmark(empty.file.as_ref());
             return Err(Error::io("link stub", error).at(target.path()));
         }
@@ -381,31 +417,17 @@ impl Pool {
             _ => {}
         }
     }
+}
 
-    /// Holds the volume as it is at one moment of this call, for reading. Not on a thread that serves writes.
-    pub fn pin(self: &Arc<Self>, source: &Arc<Volume>) -> Result<Pinned> {
-        for _ in 1..ATTEMPTS {
-            match self.pin_once(source) {
-                Err(error) if error.os_error() == Some(libc::EAGAIN) => drop(source.switching().lock()),
-                other => return other,
-            }
-        }
-        self.pin_once(source)
-    }
+/// Of the one with the smaller serial first.
+fn both_namings<'a>(one: &'a Volume, other: &'a Volume) -> [RwLockReadGuard<'a, ()>; 2] {
+    let (first, second) = if one.serial < other.serial { (one, other) } else { (other, one) };
+    [first.naming().read(), second.naming().read()]
+}
 
-    fn pin_once(self: &Arc<Self>, source: &Arc<Volume>) -> Result<Pinned> {
-        self.check_can_clone()?;
-        self.check_elsewhere(source)?;
-        self.env.store.ensure()?;
-        self.flush_cached(source);
-        let mut gate = source.gate().write();
-        let moment = self.moment(source, &mut gate)?.ok_or_else(|| {
-            Error::new(Kind::Unsupported, "hold a point in time").at(source.path()).because("it has several names")
-        })?;
-        let pinned = Pinned::new(self.env.clone(), moment.layer.clone(), moment.visible, moment.size);
-        self.commit_moment(source, &mut gate, moment)?;
-        Ok(pinned)
-    }
+/// Whether it is a plain file that no clone reads.
+pub(super) fn is_unshared(state: &State) -> bool {
+    matches!(state, State::Plain(plain) if plain.shared.is_none())
 }
 
 impl Moment {

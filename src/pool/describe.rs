@@ -19,6 +19,11 @@ impl Pool {
         self.tables.lock().stubs.contains_key(&key)
     }
 
+    /// Whether a plain file has clones, as far as its inode tells.
+    pub fn is_shared(&self, key: FileKey) -> bool {
+        self.tables.lock().shared.contains_key(&key)
+    }
+
     /// What users see of a regular file whose backing file has the status `stat`.
     pub fn describe(&self, path: &Path, mut stat: Stat) -> Result<Stat> {
         let (id, live, shared) = {

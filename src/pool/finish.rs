@@ -58,6 +58,7 @@ impl Pool {
         let data = top.data_for_writing()?;
         let file = top.file_id();
         stub::copy_attributes(stub.as_ref(), data.as_ref()).context("copy attributes", volume.path())?;
+        stub::join_project(stub.as_ref(), data.as_ref()).context("give the project to layer data", volume.path())?;
         data.sync_all().context("sync layer data", data_path(file))?;
         match stub.stat().context("look at stub", stub_path(id))?.nlink {
             0 | 1 => return Ok(Finished::Deleted),
@@ -123,7 +124,7 @@ impl Pool {
             return Ok(volume.key());
         }
         let data = self.give_attributes(volume, overlay, path)?;
-        self.exchange(&data_path(file), spot, volume.key())?;
+        self.exchange((data.as_ref(), &data_path(file)), spot, volume.key())?;
         // The stub: a start that finds it there takes the volume for finished, see `startup`.
         let _ = self.env.fs.unlink(&data_path(file));
         let key = data.stat().context("look at layer data", path)?.key;

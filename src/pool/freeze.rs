@@ -12,6 +12,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::fit::is_lasting;
 use super::replace::{Changed, Past, Prepared};
 use super::{Pool, Spot, stub};
 use crate::error::{Context, Error, Kind, Result};
@@ -24,8 +25,8 @@ use crate::volume::{State, Volume};
 
 /// The layer that a plain file becomes, held so that nobody drops it meanwhile.
 pub(super) struct Held {
-    layer: Hold,
-    file: FileRef,
+    pub(super) layer: Hold,
+    pub(super) file: FileRef,
     /// It was made for this: nothing on disk names it yet.
     fresh: bool,
 }
@@ -35,7 +36,7 @@ impl Pool {
     pub(super) fn freeze_plain(&self, volume: &Arc<Volume>) -> Result<()> {
         let _switching = volume.switching().lock();
         match self.still_shared(volume)? {
-            Some(held) => self.freeze(volume, &held),
+            Some(held) => self.freeze(volume, &held).or_else(|error| self.detach_readers(volume, &held, error)),
             None => Ok(()),
         }
     }
@@ -54,7 +55,11 @@ impl Pool {
             return Ok(None);
         }
         if let Some(held) = self.still_shared(volume)? {
-            return self.freeze(volume, &held).map(|()| Some(held));
+            return match self.freeze(volume, &held) {
+                // The layer that is there shows this moment. The next write finds its own way out.
+                Err(error) if stays_plain(&error) && !error.is_no_space() => Ok(None),
+                other => other.map(|()| Some(held)),
+            };
         }
         let held = {
             let gate = volume.gate().read();
@@ -65,7 +70,11 @@ impl Pool {
                 return Ok(None);
             }
             let id = new_id();
-            plain.file.link_to(&data_path(id)).context("link source", volume.path())?;
+            match self.link_in(plain.file.as_ref(), &data_path(id)) {
+                // The clone will say why.
+                Err(error) if is_lasting(&error) => return Ok(None),
+                other => other.context("link source", volume.path())?,
+            }
             let record = LayerRecord::of_file(id, stat.size, None);
             let layer = self.env.open_frozen(&record, None)?;
             layer.set_complete_data(plain.file.clone());
@@ -114,7 +123,12 @@ impl Pool {
     fn replace_file(&self, volume: &Arc<Volume>, spot: &Spot, held: &Held, prepared: &Prepared) -> Result<FileKey> {
         let path = spot.path.as_path();
         let mut gate = volume.gate().write();
-        let size = held.file.stat().context("look at file", path)?.size;
+        let stat = held.file.stat().context("look at file", path)?;
+        if stat.nlink > 2 {
+            // One of the user's, given without clonefs: under that one the file would stay what it is.
+            return Err(Error::new(Kind::Unsupported, "freeze").at(path).because("it has several names"));
+        }
+        let size = stat.size;
         if size != held.layer.size() {
             return Err(Error::new(Kind::Busy, "freeze").at(path).because("its size changed meanwhile"));
         }
@@ -182,4 +196,12 @@ impl Pool {
             let _ = self.env.fs.unlink(&data_path(held.layer.file_id()));
         }
     }
+}
+
+/// Whether a file that could not be frozen for this reason can be cloned all the same, or not be cloned for one that the
+/// clone will find.
+pub(super) fn stays_plain(error: &Error) -> bool {
+    let of_the_file = |errno| is_lasting(&std::io::Error::from_raw_os_error(errno));
+    matches!(error.kind(), Kind::Busy | Kind::Unsupported)
+        || error.kind() == Kind::Io && error.os_error().is_some_and(of_the_file)
 }

@@ -111,6 +111,7 @@ impl Pool {
     /// Holds several volumes (each once, by ascending serial) as they are at one moment, and makes durable what they
     /// held then.
     pub(super) fn take_group(self: &Arc<Self>, sources: &[Arc<Volume>]) -> Result<Vec<Taken>> {
+        let _naming: Vec<_> = sources.iter().map(|source| source.naming().read()).collect();
         self.check_can_clone()?;
         self.check_room()?;
         self.env.store.ensure()?;
@@ -193,6 +194,7 @@ impl Pool {
     fn make_ready(self: &Arc<Self>, source: &Arc<Volume>) -> Result<Ready> {
         self.check_elsewhere(source)?;
         if source.writers() > 0
+            && self.unfit_source(source)?.is_none()
             && let Some(held) = self.freeze_open(source)?
         {
             return Ok(Ready::Frozen { _held: held });
@@ -201,9 +203,12 @@ impl Pool {
             State::Plain(plain) => plain.file.stat().context("look at source", source.path())?.nlink,
             _ => return Ok(Ready::Layers),
         };
-        match self.pin(source) {
+        match self.pin_named(source) {
             Ok(pinned) => Ok(Ready::Shared { _pinned: pinned }),
             Err(error) if error.kind() == Kind::Unsupported && names > 1 => Err(several_names(source)),
+            Err(error) if error.kind() == Kind::Unsupported => {
+                Err(error.remedy("a copy is all that can be made of it"))
+            }
             Err(error) => Err(error),
         }
     }
@@ -211,13 +216,16 @@ impl Pool {
     /// Marks the target and links it into `stubs`.
     fn prepare_clone(&self, member: &Member) -> Result<Prepared<'_>> {
         let target = &member.target;
+        if let Some(unfit) = self.unfit_target(target)? {
+            return Err(unfit.error("clone", target));
+        }
         let gate = target.gate().write();
         let file = check_target(target, &gate, 1)?.file.clone();
         let id = new_id();
         let pool = self.env.store.pool_id().ok_or_else(|| Error::new(Kind::Damaged, "clone"))?;
         stub::mark(file.as_ref(), pool, id)?;
         let prepared = Prepared { pool: self, id, file, done: false };
-        prepared.file.link_to(&stub_path(id)).context("link stub", target.path())?;
+        self.link_in(prepared.file.as_ref(), &stub_path(id)).context("link stub", target.path())?;
         Ok(prepared)
     }
 

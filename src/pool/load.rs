@@ -1,7 +1,7 @@
 //! From a file in the tree to its volume in memory: what kind it is, its record, its layers.
 
 use crate::sync::atomic::Ordering;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use super::Pool;
@@ -46,6 +46,7 @@ impl Pool {
             },
         )?;
         volume.set_path(path);
+        self.saw(key, path);
         Ok(volume)
     }
 
@@ -288,7 +289,8 @@ impl Pool {
             // It is being frozen: its stub is ready, but what it shows is still the file in whose place it will be put.
             return Ok(None);
         }
-        let path = self.env.store.catalogue().volume(id).map_or(path, |r| PathBuf::from(&r.path));
+        let record = self.env.store.catalogue().volume(id).cloned();
+        let path = record.map_or(path, |record| self.present_path(&record));
         self.volume(stat.key, &path).map(Some)
     }
 }

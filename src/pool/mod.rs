@@ -10,10 +10,13 @@ pub mod check;
 mod clone;
 mod copy;
 mod describe;
+mod detach;
 mod diff;
 mod dissolve;
 mod elsewhere;
 mod finish;
+mod fit;
+mod follow;
 mod freeze;
 mod group;
 mod load;
@@ -22,6 +25,7 @@ pub mod names;
 mod options;
 mod overview;
 mod past;
+mod pin;
 mod reap;
 mod registry;
 pub mod repair;
@@ -111,10 +115,6 @@ pub trait Names: Send + Sync {
     fn path_of(&self, key: FileKey) -> Option<PathBuf>;
     /// Has the kernel hand over what it caches of a file. Called with no lock held that a write needs.
     fn flush_cached(&self, key: FileKey);
-    /// Does `work`, during which no file is given a second name. For what makes clones without a request of the kernel.
-    fn while_sharing(&self, work: &mut dyn FnMut()) {
-        work();
-    }
     /// Does `work`, which removes a snapshot.
     fn while_removing(&self, _snapshot: Id, work: &mut dyn FnMut()) {
         work();
@@ -258,14 +258,6 @@ impl Pool {
 
     fn names(&self) -> Option<Arc<dyn Names>> {
         self.names.get().and_then(Weak::upgrade)
-    }
-
-    /// Does `work`, which clones, while no file is given a second name.
-    pub fn while_sharing(&self, work: &mut dyn FnMut()) {
-        match self.names() {
-            Some(names) => names.while_sharing(work),
-            None => work(),
-        }
     }
 
     /// The backing filesystem.

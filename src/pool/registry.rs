@@ -34,6 +34,8 @@ pub(super) struct Tables {
     pub shared: HashMap<FileKey, Id>,
     /// Frozen layers in memory.
     pub layers: HashMap<Id, Weak<Layer>>,
+    /// Where volumes were seen that their records have elsewhere.
+    pub seen: super::follow::Seen,
     /// Slots that are taken: somebody reads the object from the disk.
     loading: HashSet<Slot>,
 }

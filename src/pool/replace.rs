@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Pool, Spot, stub};
 use crate::error::{Context, Error, Kind, Result};
-use crate::io::{FileKey, FileRef, Open, Rename, SetTime, Timestamp, leaf};
+use crate::io::{File, FileKey, FileRef, Open, Rename, SetTime, Timestamp, leaf};
 use crate::layer::Layer;
 use crate::store::record::{Change, VolumeRecord};
 use crate::store::{STUBS, new_id, stub_path, tmp_path};
@@ -37,6 +37,11 @@ pub(super) enum Changed {
     /// It has the same bytes as the file.
     AsBefore,
     Now,
+}
+
+/// Whether two files cannot be exchanged where they are.
+fn cannot_exchange(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::EXDEV))
 }
 
 /// A stub that is ready to take a file's place.
@@ -70,6 +75,7 @@ impl Pool {
                 // A failure of it costs the time of the last change.
                 let _ = stub.set_times(SetTime::Keep, SetTime::At(Timestamp::now()));
             }
+            stub::join_project(file.as_ref(), stub.as_ref()).context("give the project to stub", volume.path())?;
             stub::mark(stub.as_ref(), pool, id)?;
             fs.link(&temporary, &stub_path(id)).context("link stub", stub_path(id))?;
             stub.sync_all().context("sync stub", &temporary)?;
@@ -88,23 +94,24 @@ impl Pool {
         })
     }
 
-    /// Exchanges `ours`, a file of the pool's own, with the file `expected`, which has a name in the tree. Somebody who
-    /// can write to the directory beside us can have given the name to another file: then it is changed back.
+    /// Exchanges `ours`, a file of the pool's own and its path, with the file `expected`, which has a name in the tree.
+    /// Somebody who can write to the directory beside us can have given the name to another file: then it is changed back.
     ///
     /// # Errors
     /// [`Kind::Busy`] where the name was another file's; nothing has changed then.
-    pub(super) fn exchange(&self, ours: &Path, spot: &Spot, expected: FileKey) -> Result<()> {
+    pub(super) fn exchange(&self, ours: (&dyn File, &Path), spot: &Spot, expected: FileKey) -> Result<()> {
+        let (file, ours) = ours;
         let (directory, name) = leaf(self.env.fs.as_ref(), ours).context("find file", ours)?;
-        let exchange = || directory.rename(&name, &*spot.directory, &spot.name, Rename::Exchange);
-        match exchange() {
+        let place = spot.path.parent().unwrap_or(Path::new(""));
+        let rename = |how| self.in_project(file, place, &|| directory.rename(&name, &*spot.directory, &spot.name, how));
+        match rename(Rename::Exchange) {
             Ok(()) => {}
-            // Not every filesystem can do it: then the name is looked at just before.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP)) => {
+            // Not every filesystem can do it, and not between any two projects: then the name is looked at just before.
+            Err(error) if cannot_exchange(&error) => {
                 if !spot.has(expected) {
                     return Err(taken(spot));
                 }
-                let replace = directory.rename(&name, &*spot.directory, &spot.name, Rename::Replace);
-                return replace.context("replace file", &spot.path);
+                return rename(Rename::Replace).context("replace file", &spot.path);
             }
             Err(error) => return Err(error).context("replace file", &spot.path),
         }
@@ -112,7 +119,7 @@ impl Pool {
         if directory.stat_at(&name).map_or(true, |stat| stat.key == expected) {
             return Ok(());
         }
-        exchange().context("give a name back that was another file's", &spot.path)?;
+        rename(Rename::Exchange).context("give a name back that was another file's", &spot.path)?;
         Err(taken(spot))
     }
 
@@ -126,7 +133,7 @@ impl Pool {
         prepared: &Prepared,
     ) -> Result<FileKey> {
         let path = spot.path.as_path();
-        self.exchange(&prepared.temporary, spot, volume.key())?;
+        self.exchange((prepared.stub.as_ref(), &prepared.temporary), spot, volume.key())?;
         // What is left behind in case of an error goes at the next start.
         let _ = self.env.fs.unlink(&prepared.temporary);
         volume.set_path(path);

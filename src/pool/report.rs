@@ -47,6 +47,7 @@ impl Pool {
             freed_if_deleted: 0,
             to_copy: 0,
             queued: false,
+            why: None,
             error: None,
             cannot_clone: None,
         };
@@ -104,14 +105,11 @@ impl Pool {
         let working = self.jobs.lock().get(&overlay.id).is_some_and(|j| j.step != "waiting");
         let failure = self.failures.lock().get(&overlay.id).cloned();
         info.error = failure.or_else(|| overlay.check_latch().err().map(|e| e.to_string()));
-        info.queued = record.as_ref().is_some_and(|r| self.prospect(r) != Prospect::Rests);
+        let outlook = record.as_ref().map(|record| self.outlook(record));
+        info.queued = outlook.is_some_and(|(prospect, _)| prospect != Prospect::Rests);
         let paused = record.as_ref().is_some_and(|r| r.paused) || (self.paused() && (working || info.queued));
-        info.origin = record.and_then(|r| r.origin);
         info.state = if info.error.is_some() {
             VolumeState::Failed
-        } else if top.parent().is_none() && info.to_copy == 0 && overlay.stub.stat().is_ok_and(|s| s.nlink > 2) {
-            // It needs no other file; with several names it stays a stub. With one it is about to become a file.
-            VolumeState::Independent
         } else if paused {
             VolumeState::Paused
         } else if working {
@@ -119,6 +117,10 @@ impl Pool {
         } else {
             VolumeState::Overlay
         };
+        if let (VolumeState::Overlay, Some(record), Some((_, reason))) = (info.state, &record, outlook) {
+            info.why = Some(self.explain(record, reason));
+        }
+        info.origin = record.and_then(|r| r.origin);
     }
 
     /// Whether a layer goes when its one heir goes: nobody else reads it, and no plain file is it.
@@ -140,7 +142,13 @@ impl Pool {
             let catalogue = self.env.store.catalogue();
             ((catalogue.volume_count() - catalogue.snapshot_count()) as u64, catalogue.layer_count() as u64)
         };
-        let mut jobs: Vec<JobStatus> = self.jobs.lock().values().map(Job::status).collect();
+        let jobs: Vec<(Id, JobStatus)> = self.jobs.lock().iter().map(|(id, job)| (*id, job.status())).collect();
+        let now = |(id, job): (Id, JobStatus)| {
+            // It may have been renamed since the work on it began.
+            let path = self.env.store.catalogue().volume(id).map(|record| record.path.clone());
+            JobStatus { path: path.unwrap_or(job.path), ..job }
+        };
+        let mut jobs: Vec<JobStatus> = jobs.into_iter().map(now).collect();
         let seen = self.overview();
         let job_count = jobs.len() as u64 + seen.waiting;
         jobs.extend(seen.first.iter().cloned());

@@ -74,6 +74,7 @@ impl Pool {
         }
         refuse_open(volume, doing)?;
         volume.settle_bypass();
+        let _naming = volume.naming().read();
         // Held so that nobody drops or adopts it before the record of the volume names it.
         let _held = past.layer.as_ref().map(Layer::hold);
         let _switching = volume.switching().lock();

@@ -3,8 +3,8 @@
 //! A volume that continues a cloned file would rather adopt what it reads than copy it, and so waits until the clones
 //! no longer need it. Of several such volumes that wait for each other the one made last copies.
 
-use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Pool;
@@ -51,6 +51,33 @@ pub enum Prospect {
     Waits,
     /// It stays as it is.
     Rests,
+}
+
+/// Why a volume is not being worked on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// Its turn has not come.
+    Turn,
+    /// The pool is served for reading only.
+    ReadOnly,
+    /// It, or all work, is paused.
+    Paused,
+    /// A policy keeps it linked.
+    Linked,
+    /// It is deepened by hand only.
+    Manual,
+    /// Work on it has failed.
+    Failed,
+    /// The filesystem is too full.
+    Full,
+    /// It has several names.
+    Names,
+    /// Others that will copy what it reads have to do so first.
+    Others,
+    /// Somebody holds what it is to take over: an export, say, or whoever has its deleted source open.
+    Held,
+    /// Others that will not be deepened read the same, and copying it would save nothing.
+    Stay,
 }
 
 impl Pool {
@@ -103,46 +130,102 @@ impl Pool {
         self.quiet.deferred.swap(false, Ordering::AcqRel)
     }
 
-    /// Where a volume is now, as far as that is known.
-    fn present_path(&self, record: &VolumeRecord) -> PathBuf {
-        let live = self.tables.lock().by_id.get(&record.id).and_then(Weak::upgrade);
-        live.map_or_else(|| PathBuf::from(&record.path), |volume| volume.path())
+    /// Why no work on a volume is wanted, if so, or what is known to forbid it.
+    fn unwanted(&self, record: &VolumeRecord) -> Option<Reason> {
+        if self.options.read_only {
+            return Some(Reason::ReadOnly);
+        }
+        if record.paused {
+            return Some(Reason::Paused);
+        }
+        if self.when_to_deepen(record) == When::Manual {
+            let linked = self.policy_of(record).keep_linked == Some(true);
+            return Some(if linked { Reason::Linked } else { Reason::Manual });
+        }
+        if self.has_failed(record.id) {
+            return Some(Reason::Failed);
+        }
+        self.was_too_full_to_deepen().then_some(Reason::Full)
     }
 
-    /// Whether work on a volume is wanted, and nothing is known to forbid it.
     fn is_wanted(&self, record: &VolumeRecord) -> bool {
-        !self.options.read_only
-            && !record.paused
-            && self.when_to_deepen(record) != When::Manual
-            && !self.has_failed(record.id)
-            && !self.was_too_full_to_deepen()
+        self.unwanted(record).is_none()
     }
 
     /// What will become of a volume by itself.
     pub fn prospect(&self, record: &VolumeRecord) -> Prospect {
-        if !self.is_wanted(record) {
-            return Prospect::Rests;
+        self.outlook(record).0
+    }
+
+    /// The same, and why.
+    pub(super) fn outlook(&self, record: &VolumeRecord) -> (Prospect, Reason) {
+        if let Some(reason) = self.unwanted(record) {
+            return (Prospect::Rests, reason);
         }
+        let works = (Prospect::Works, Reason::Turn);
         let Some(parent) = record.parent else {
             // Nothing is missing. With several names it stays a stub until only one of them is left.
             let linked = self.env.fs.stat(&stub_path(record.id)).is_ok_and(|stat| stat.nlink > 2);
-            return if linked { Prospect::Rests } else { Prospect::Works };
+            return if linked { (Prospect::Rests, Reason::Names) } else { works };
         };
         if !record.source {
-            return Prospect::Works;
+            return works;
         }
         if self.has_name(parent) {
             // A plain file of the user's: nobody will ever adopt it.
-            return Prospect::Works;
+            return works;
         }
         let others = others_below(&self.env.store.catalogue(), parent, record.id);
         let wanted = |source: bool| others.iter().filter(move |o| o.source == source && self.is_wanted(o));
-        if others.is_empty() || wanted(false).next().is_some() || wanted(true).any(|other| other.id > record.id) {
-            return Prospect::Waits;
+        if others.is_empty() {
+            return (Prospect::Waits, Reason::Held);
+        }
+        if wanted(false).next().is_some() || wanted(true).any(|other| other.id > record.id) {
+            return (Prospect::Waits, Reason::Others);
         }
         // Those that are left stay. To copy makes no sense then, unless it was asked for, or lets another one adopt.
         let asked = record.deepening != Deepening::Pool;
-        if asked || wanted(true).next().is_some() { Prospect::Works } else { Prospect::Rests }
+        if asked || wanted(true).next().is_some() { works } else { (Prospect::Rests, Reason::Stay) }
+    }
+
+    /// A reason in words. Of other volumes only its own snapshots are named: who may see this one may see those.
+    pub(super) fn explain(&self, record: &VolumeRecord, reason: Reason) -> String {
+        let plain = match reason {
+            Reason::Turn => "it waits for its turn",
+            Reason::ReadOnly => "the pool is mounted read-only",
+            Reason::Paused => "its deepening is paused",
+            Reason::Linked => "a policy keeps it linked",
+            Reason::Manual => "volumes like it are deepened only when that is asked for",
+            Reason::Failed => "work on it has failed",
+            Reason::Full => "the filesystem is too full",
+            Reason::Names => {
+                "it needs no other file, but has several names (hard links), which cannot be exchanged in one step: in the \
+                 pool's directory they stay a stub until one is left"
+            }
+            Reason::Others => "clones that read the same blocks come first",
+            Reason::Held => {
+                "what it is to take over is still in use: by an export, or by who has its deleted source open"
+            }
+            Reason::Stay => return self.who_stays(record),
+        };
+        plain.to_owned()
+    }
+
+    fn who_stays(&self, record: &VolumeRecord) -> String {
+        let catalogue = self.env.store.catalogue();
+        let others = record.parent.map(|parent| others_below(&catalogue, parent, record.id)).unwrap_or_default();
+        drop(catalogue);
+        let mine = self.present_path(record);
+        let snapshot = others.iter().filter_map(|other| other.snapshot.as_ref()).find(|s| Path::new(&s.of) == mine);
+        match snapshot {
+            Some(snapshot) => {
+                format!("its snapshot {:?} reads the same blocks, and keeps it an overlay", snapshot.name)
+            }
+            None if others.iter().any(|other| other.snapshot.is_some()) => {
+                "a snapshot reads the same blocks, and keeps it an overlay".to_owned()
+            }
+            None => "another clone reads the same blocks and is not deepened, which keeps it an overlay".to_owned(),
+        }
     }
 
     /// Whether a layer is a file in the tree.

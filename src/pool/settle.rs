@@ -79,6 +79,7 @@ impl Pool {
             self.env.unsynced.drop_before(noted);
         }
         self.note_maps();
+        self.note_places();
         let committed = self.env.store.committed();
         match self.env.store.sync(committed) {
             // From here on no volume owes a commit either.

@@ -105,18 +105,46 @@ pub fn copy_attributes(from: &dyn File, to: &dyn File) -> io::Result<()> {
         to.chown(Some(stat.uid), Some(stat.gid))?;
     }
     let names = unsupported_as_empty(from.list_xattr())?;
-    for name in unsupported_as_empty(to.list_xattr())? {
-        if name != XATTR && !names.contains(&name) {
-            skip_refused(&name, to.remove_xattr(&name))?;
+    let old = unsupported_as_empty(to.list_xattr())?;
+    remove_xattrs(to, old.iter().filter(|name| !names.contains(name)))?;
+    match set_xattrs(from, to, &names) {
+        // Old values of other lengths were in the way: ext4 has room for so many bytes of all together.
+        Err(e) if is_full(&e) && !old.is_empty() => {
+            remove_xattrs(to, old.iter())?;
+            set_xattrs(from, to, &names)?;
+            // What was durable before must not be gone after a crash that keeps the removal alone.
+            to.sync_all()?;
         }
-    }
-    for name in names.into_iter().filter(|n| n != XATTR) {
-        let value = from.get_xattr(&name)?;
-        skip_refused(&name, to.set_xattr(&name, &value, 0))?;
+        other => other?,
     }
     // After chown and the ACLs, which both change it.
     to.chmod(stat.mode & 0o7777)?;
     to.set_times(SetTime::At(stat.atime), SetTime::At(stat.mtime))
+}
+
+/// Counts `to` for the project of `from`.
+pub fn join_project(from: &dyn File, to: &dyn File) -> io::Result<()> {
+    let project = from.project()?;
+    if to.project()? == project { Ok(()) } else { to.set_project(project) }
+}
+
+fn remove_xattrs<'a>(to: &dyn File, mut names: impl Iterator<Item = &'a OsString>) -> io::Result<()> {
+    names.by_ref().filter(|name| *name != XATTR).try_for_each(|name| match to.remove_xattr(name) {
+        // It went with the owner.
+        Err(e) if e.raw_os_error() == Some(libc::ENODATA) => Ok(()),
+        other => skip_refused(name, other),
+    })
+}
+
+fn set_xattrs(from: &dyn File, to: &dyn File, names: &[OsString]) -> io::Result<()> {
+    names.iter().filter(|name| *name != XATTR).try_for_each(|name| {
+        let value = from.get_xattr(name)?;
+        skip_refused(name, to.set_xattr(name, &value, 0))
+    })
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::E2BIG | libc::ERANGE))
 }
 
 fn unsupported_as_empty(names: io::Result<Vec<OsString>>) -> io::Result<Vec<OsString>> {

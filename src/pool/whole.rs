@@ -1,7 +1,10 @@
 //! Clones that are no overlays: the whole of a file shared by the filesystem below, or copied.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use super::Pool;
+use super::clone::{again, check_target};
 use super::copy::copy_bytes;
 use crate::error::{Context, Error, Kind, Result};
 use crate::volume::plain::Plain;
@@ -57,20 +60,34 @@ fn short() -> std::io::Error {
     std::io::Error::from_raw_os_error(libc::EIO)
 }
 
-/// Copies a file of several names, with all writes to it held up: slow, and correct.
-pub(super) fn copy_whole(source: &Volume, gate: &State, empty: &Plain, size: Option<u64>) -> Result<()> {
-    let State::Plain(plain) = gate else { return Ok(()) };
-    let name: PathBuf = source.path();
-    let len = plain.file.stat().context("look at source", &name)?.size;
-    let size = size.unwrap_or(len);
-    if size < len {
-        return Err(Error::new(Kind::Invalid, "clone").because(format!("{size} bytes is less than the source has")));
+impl Pool {
+    /// Makes `target`, an empty file, a copy of a plain file as it is at one moment of this call. Writes to that one file
+    /// wait meanwhile; reads, and all other files, go on. Slow, and correct.
+    pub(super) fn copy_whole(&self, source: &Arc<Volume>, target: &Arc<Volume>, size: Option<u64>) -> Result<()> {
+        let name: PathBuf = source.path();
+        let _switching = source.switching().lock();
+        let (from, _still) = match &*source.gate().write() {
+            State::Plain(plain) if plain.shared.is_none() => {
+                plain.check_latch().map_err(|e| e.at(&name))?;
+                source.check_not_bypassed("clone")?;
+                (plain.file.clone(), plain.hold_still())
+            }
+            // It was just cloned or frozen by somebody else.
+            _ => return Err(again()),
+        };
+        let len = from.stat().context("look at source", &name)?.size;
+        let size = size.unwrap_or(len);
+        if size < len {
+            return Err(Error::new(Kind::Invalid, "clone").because(format!("{size} bytes is less than the source has")));
+        }
+        let gate = target.gate().write();
+        let empty = check_target(target, &gate, 1)?;
+        let result = copy_bytes(from.as_ref(), empty.file.as_ref(), len)
+            .and_then(|()| empty.file.set_len(size).context("set size", &name));
+        empty.touch();
+        if result.is_err() {
+            let _ = empty.file.set_len(0);
+        }
+        result
     }
-    let result = copy_bytes(plain.file.as_ref(), empty.file.as_ref(), len)
-        .and_then(|()| empty.file.set_len(size).context("set size", &name));
-    empty.touch();
-    if result.is_err() {
-        let _ = empty.file.set_len(0);
-    }
-    result
 }

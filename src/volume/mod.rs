@@ -52,6 +52,9 @@ pub struct Volume {
     /// It never changes.
     snapshot: bool,
     env: Arc<Env>,
+    /// Held shared while it is cloned, pinned or rolled back, exclusively while it gets one more name: the pool must see
+    /// either one name or both. Taken before all others, of several volumes the one with the smaller serial first.
+    naming: RwLock<()>,
     /// Held by what replaces its backing file, from start to end. Taken before the names' lock and the gate.
     switching: Mutex<()>,
     /// Held shared by every read and write, exclusively by what changes the state. Taken before the pool's locks.
@@ -98,6 +101,7 @@ impl Volume {
             serial: SERIAL.fetch_add(1, Ordering::Relaxed),
             snapshot: matches!(&state, State::Overlay(overlay) if overlay.snapshot),
             env,
+            naming: RwLock::new(()),
             switching: Mutex::new(()),
             gate: Arc::new(RwLock::new(state)),
             key: Mutex::new(key),
@@ -142,9 +146,19 @@ impl Volume {
         *self.path.lock() = path.to_path_buf();
     }
 
+    /// Held shared while it is cloned, exclusively while it gets one more name.
+    pub fn naming(&self) -> &RwLock<()> {
+        &self.naming
+    }
+
     /// Held by what replaces its backing file, from start to end.
     pub fn switching(&self) -> &Mutex<()> {
         &self.switching
+    }
+
+    /// Whether a change would have to wait for the pool now, as the file is frozen first or being copied.
+    pub fn asks_first(&self) -> bool {
+        self.gate.try_read().is_some_and(|state| matches!(&*state, State::Plain(plain) if plain.asks_first()))
     }
 
     /// The gate, for operations of the pool.
@@ -274,7 +288,7 @@ impl Volume {
         loop {
             let gate = self.gate.read();
             match &*gate {
-                State::Plain(plain) if plain.shared.is_some() => {}
+                State::Plain(plain) if plain.asks_first() => {}
                 State::Broken { why, .. } => return Err(Volume::broken(why)),
                 State::Overlay(overlay) if overlay.is_ragged() => {
                     drop(gate);
@@ -382,7 +396,7 @@ impl Volume {
             };
             may(now)?;
             match &*gate {
-                State::Plain(plain) if plain.shared.is_some() => {}
+                State::Plain(plain) if plain.asks_first() => {}
                 State::Plain(plain) => {
                     // Of what goes past us nobody hears that it is written to again.
                     let pristine = (plain.pristine.load(Ordering::Acquire) || size == 0) && !self.is_bypassed();

@@ -23,6 +23,18 @@ pub struct Plain {
     pub pristine: AtomicBool,
     /// What is not durable.
     pub durability: Arc<Durability>,
+    /// It is being copied as it is: whoever would change it waits for `Volume::switching` first.
+    still: Arc<AtomicBool>,
+}
+
+/// Keeps a plain file from being changed, while it can be read, until this is dropped. Whoever has it holds
+/// `Volume::switching`.
+pub struct Still(Arc<AtomicBool>);
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
 }
 
 /// Whether what was written to a file is durable; outlives a change of the volume's state.
@@ -42,14 +54,26 @@ impl Plain {
         if let Some(layer) = &shared {
             layer.share_latch(&durability.latch);
         }
-        Plain { file, shared, pristine: AtomicBool::new(false), durability }
+        Plain { file, shared, pristine: AtomicBool::new(false), durability, still: Arc::default() }
     }
 
     /// A file that was a layer's until now, whose syncs may have failed.
     pub fn of_layer(file: FileRef, layer: &Layer, directory: PathBuf) -> Plain {
         let directory = Mutex::new(Some(directory));
         let durability = Arc::new(Durability { latch: layer.latch_of_file(), directory, ..Durability::default() });
-        Plain { file, shared: None, pristine: AtomicBool::new(false), durability }
+        Plain { file, shared: None, pristine: AtomicBool::new(false), durability, still: Arc::default() }
+    }
+
+    /// Whether a change has to ask the pool first: clones read the file, or it is being copied.
+    pub fn asks_first(&self) -> bool {
+        self.shared.is_some() || self.still.load(Ordering::Acquire)
+    }
+
+    /// Lets nobody change the file while the result is kept. To be called with `Volume::switching` held, and the gate
+    /// held exclusively: no change is under way then, and later ones wait for `switching`.
+    pub fn hold_still(&self) -> Still {
+        self.still.store(true, Ordering::Release);
+        Still(self.still.clone())
     }
 
     /// Notes that contents are about to change.

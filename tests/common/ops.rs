@@ -36,6 +36,8 @@ pub enum Op {
     Checkpoint,
     /// All handles of a volume are closed.
     Close(Name),
+    /// From now on no stub can take the place of a file.
+    Stick,
     /// The daemon is killed and started again; the machine lives on.
     Kill,
     /// Reads all of it, and compares.

@@ -30,6 +30,8 @@ const DIRTY: &[Op] =
 /// A clone of an overlay whose other heirs are gone.
 const CHAIN: &[Op] =
     &[CloneDurably(0, 1), Write(1), CloneDurably(1, 4), Write(1), Fsync(1), Unlink(4), Unlink(0), SyncDir];
+/// A source that cannot be frozen, with readers of several kinds.
+const STUCK: &[Op] = &[CloneDurably(0, 1), Write(1), Clone(1, 2), Clone(0, 3), Stick];
 /// A frozen layer over another, with one heir.
 const FROZEN: &[Op] = &[
     CloneDurably(0, 1),
@@ -63,6 +65,9 @@ pub const ALL: &[Scenario] = &[
     ("first append to a source of an open clone", &[Clone(0, 1), Write(1)], Do(Append(0))),
     ("first punch of a source", CLONED, Do(Punch(0))),
     ("first shrink of a source", CLONED, Do(Shrink(0))),
+    ("first write to a source that cannot be frozen", &[CloneDurably(0, 1), Stick], Do(Write(0))),
+    ("first write to a source of clones of clones that cannot be frozen", STUCK, Do(Write(0))),
+    ("first shrink of a source that cannot be frozen", &[Append(0), Clone(0, 1), Write(1), Stick], Do(Shrink(0))),
     ("write to a plain file", &[], Do(Write(0))),
     ("first write to a clone", CLONED, Do(Write(1))),
     ("write to a clone again", BOTH, Do(Write(1))),

@@ -103,7 +103,7 @@ impl NameTree {
     /// Status of a backing file as users see it.
     pub(super) fn described(&self, path: &std::path::Path, stat: Stat) -> Result<Stat> {
         if stat.kind() != FileKind::File {
-            return Ok(stat);
+            return Ok(if stat.kind() == FileKind::Directory { self.times.shown(stat) } else { stat });
         }
         let stat = self.pool.describe(path, stat)?;
         Ok(Stat { blksize: BLKSIZE, ..stat })
@@ -120,9 +120,24 @@ impl NameTree {
             && !copying::copies_out(&asker.arguments(), &asker.directory(), &self.settings.mountpoint)
     }
 
+    /// Whether a change of attributes may have to wait until a file is frozen or copied. Quick.
+    pub fn asks_first(&self, id: u64, change: &Change) -> bool {
+        let times = change.mtime != SetTime::Keep;
+        if change.size.is_none() && change.mode.is_none() && !times {
+            return false;
+        }
+        let table = self.table.lock();
+        let Some(node) = table.node(id).filter(|node| node.kind == FileKind::File) else { return false };
+        match &node.open {
+            Some(open) => open.volume.asks_first(),
+            None => self.pool.is_shared(node.key),
+        }
+    }
+
     /// Changes attributes. The kernel has checked that the caller may do it.
     pub fn change(&self, id: u64, change: &Change, caller: &Caller) -> Result<()> {
         self.check_changeable(id)?;
+        self.directory_changed(id);
         if change.uid.is_some() || change.gid.is_some() {
             // The backing filesystem clears setuid, setgid and capabilities of what is not a directory.
             self.change_owner(id, change.uid, change.gid)?;
@@ -200,9 +215,6 @@ impl NameTree {
             }
             Ok(())
         };
-        if request.shrink {
-            snapshots::await_close(&volume);
-        }
         self.drop_privileges(id, &volume, caller)?;
         volume.set_size_if(request.size, &may)?;
         let size = format!("to {} bytes", request.size);

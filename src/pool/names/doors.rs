@@ -238,7 +238,6 @@ impl NameTree {
                 .at(self.path(id).unwrap_or_default())
                 .because("the destination is not empty"));
         }
-        let _sharing = self.sharing.read();
         self.drop_privileges(id, &target, caller)?;
         self.pool.clone_volume(source, &target, options)?;
         self.grown(id, &target)
@@ -329,7 +328,6 @@ impl NameTree {
             return Err(errno("read from a handle that is open for writing only", libc::EBADF));
         }
         if !handle.is_pinned() {
-            let _sharing = self.sharing.read();
             handle.pin_to(self.pool.pin(&handle.volume)?);
         }
         Ok(())
@@ -348,7 +346,6 @@ impl NameTree {
             // The kernel falls back to reading and writing, and reads the point in time that this handle shows.
             return Err(Error::new(Kind::Unsupported, "copy a range of a pinned handle"));
         }
-        let _sharing = self.sharing.read();
         self.drop_privileges(target.node, &target.volume, caller)?;
         let copy = || self.pool.copy_range(&source.volume, from, &target.volume, to, len);
         let copied = self.told("clone", target.node, caller, copy)?;

@@ -195,7 +195,6 @@ impl NameTree {
         };
         let group = group.filter(|group| group.len() == request.members);
         let group = group.ok_or_else(|| bad_request("carry out a group", "some of its members are not known"))?;
-        let _sharing = self.sharing.read();
         if !group.snapshots.is_empty() {
             if !group.clones.is_empty() {
                 return Err(bad_request("carry out a group", "it has both clones and snapshots"));

@@ -4,7 +4,7 @@
 //! and how large they are, is the pool's business. The root's `.clonefs` does not exist here.
 //!
 //! # Locks
-//! In this order: `sharing`, `namespace`, one of `directories`, `table`. No call to the pool or to a volume is made with
+//! In this order: `namespace`, one of `directories`, `table`. No call to the pool or to a volume is made with
 //! `namespace` or a later one held (but for a volume's key): a write can freeze a shared file, which comes back to us in
 //! [`Names::swap`].
 
@@ -21,6 +21,7 @@ mod places;
 mod policies;
 mod snapshots;
 mod table;
+mod times;
 mod tree;
 mod visible;
 mod ways;
@@ -42,13 +43,14 @@ pub use handle::{DirHandle, Handle, WriteFlags, opens_for_writing};
 pub use table::ROOT;
 pub use tree::{Creation, Found, Listed};
 pub use ways::{Passthrough, Register, Registered};
-pub use xattr::{get_takes_long, set_may_wait};
+pub use xattr::{get_takes_long, set_may_wait, set_wants_closed};
 
 use self::groups::Groups;
 use self::handle::Handles;
 use self::listing::Recent;
 use self::places::Directories;
 use self::table::Table;
+use self::times::Times;
 use super::{Names, Pool, Spot};
 use crate::error::{Context, Error, Result};
 use crate::io::{FileId, FileKey, FileKind, FileRef, Fs, InodeRef, Stat};
@@ -92,8 +94,6 @@ pub struct NameTree {
     pool: Arc<Pool>,
     fs: Arc<dyn Fs>,
     settings: Settings,
-    /// Cloning shares it, making a hard link excludes it: the pool must see either one name or both.
-    sharing: RwLock<()>,
     /// Whoever uses a path shares it; renaming, and swapping the file behind a name, exclude it.
     namespace: RwLock<()>,
     /// Looking a name up and recording it shares the lock of its directory, adding or removing a name excludes it: else
@@ -107,6 +107,8 @@ pub struct NameTree {
     recent: Mutex<Recent>,
     /// Files that are open past the daemon.
     past: Arc<AtomicU64>,
+    /// What directories show while background work alone has changed them.
+    times: Times,
     /// Groups that were begun.
     groups: Mutex<Groups>,
     /// The node of the directory that holds the stubs of snapshots, once it was needed.
@@ -127,12 +129,12 @@ impl NameTree {
             pool,
             fs,
             settings,
-            sharing: RwLock::new(()),
             namespace: RwLock::new(()),
             directories: [const { RwLock::new(()) }; STRIPES],
             handles: Handles::default(),
             recent: Mutex::default(),
             past: Arc::default(),
+            times: Times::default(),
             groups: Mutex::default(),
             stubs: OnceLock::new(),
             no_way_past: AtomicBool::new(false),
@@ -251,6 +253,12 @@ impl NameTree {
         }
     }
 
+    /// A directory was changed through the mount.
+    fn directory_changed(&self, id: u64) {
+        let key = self.table.lock().node(id).map(|node| node.key);
+        key.inspect(|key| self.times.changed(*key));
+    }
+
     fn attributes_changed(&self, id: u64) {
         if let Some(kernel) = self.kernel.get() {
             kernel.attributes_changed(id);
@@ -289,7 +297,11 @@ impl Names for NameTree {
         });
         for spot in known.chain(hint.and_then(|path| Spot::find(&*self.fs, path).ok())) {
             if spot.has(key) {
+                let before = spot.directory.stat();
                 let new = swap(&spot)?;
+                if let (Ok(before), Ok(after)) = (before, spot.directory.stat()) {
+                    self.times.replaced(&before, &after);
+                }
                 let stat = spot.directory.stat_at(&spot.name).ok().filter(|stat| stat.key == new);
                 let new_id = stat.as_ref().map_or(FileId::from(new), Stat::id);
                 let node = self.table.lock().rekey(key, new_id);
@@ -311,11 +323,6 @@ impl Names for NameTree {
         if let Some(id) = id {
             self.flush_node(id);
         }
-    }
-
-    fn while_sharing(&self, work: &mut dyn FnMut()) {
-        let _sharing = self.sharing.read();
-        work();
     }
 
     fn while_removing(&self, snapshot: Id, work: &mut dyn FnMut()) {

@@ -10,7 +10,6 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use super::attributes::Attributes;
 use super::caller::Caller;
@@ -25,11 +24,7 @@ use crate::pool::snapshot::NAME;
 use crate::store::record::VolumeRecord;
 use crate::store::{SNAPSHOTS, snapshot_path};
 use crate::units::Id;
-use crate::volume::Volume;
 
-/// For so long something open is taken for something that is being closed.
-const PATIENCE: Duration = Duration::from_secs(2);
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Marks the nodes of its directories. No other number has it.
 const BIT: u64 = 1 << 63;
 
@@ -58,14 +53,6 @@ pub(super) fn read_only(operation: &'static str) -> Error {
     Error::new(Kind::ReadOnly, operation)
         .because("snapshots are read-only")
         .remedy("clone it: clonefs clone VOL@NAME DST")
-}
-
-/// The kernel tells of a close after it has returned: what was closed just now may still look open.
-pub(super) fn await_close(volume: &Volume) {
-    let begun = Instant::now();
-    while volume.handles() > 0 && begun.elapsed() < PATIENCE {
-        std::thread::sleep(LOOK_AGAIN);
-    }
 }
 
 impl NameTree {
@@ -278,7 +265,6 @@ impl NameTree {
                 if let Some(group) = request.group {
                     return self.join_snapshots(group, volume, path, request.name, caller);
                 }
-                let _sharing = self.sharing.read();
                 self.pool.create_snapshots(&[(volume, path)], &request.name, None)
             }
             SnapshotAction::Rollback => {
@@ -292,8 +278,6 @@ impl NameTree {
                     administrators_only("roll back another user's volume", caller)?;
                 }
                 self.check_volume_free("roll back", node)?;
-                await_close(&volume);
-                let _sharing = self.sharing.read();
                 self.pool.roll_back(&volume, id)?;
                 self.pool.events().tell(Event::new(What::RolledBack, &path).from(shown(&path, &request.name)));
                 self.rewound(node);
@@ -314,8 +298,6 @@ impl NameTree {
         let who = (!caller.is_administrator()).then_some(caller.uid);
         self.check_volume_free("reset", node)?;
         let volume = self.volume(node)?;
-        await_close(&volume);
-        let _sharing = self.sharing.read();
         self.pool.reset(&volume, who)?;
         self.pool.events().tell(Event::new(What::Reset, volume.path()));
         self.rewound(node);

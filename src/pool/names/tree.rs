@@ -234,8 +234,13 @@ impl NameTree {
         self.found(node, generation, &path, stat)
     }
 
-    /// After a change in `directory`: durable now if the mount is so.
+    /// After a change in `directory`: it shows its own times again, and it is durable now if the mount is so.
     fn made<T>(&self, directory: &InodeRef, result: Result<T>) -> Result<T> {
+        if self.times.is_any()
+            && let Ok(stat) = directory.stat()
+        {
+            self.times.changed(stat.key);
+        }
         if self.settings.sync_directories {
             directory.sync().context("make names durable in", "a directory")?;
         }
@@ -342,8 +347,9 @@ impl NameTree {
                 _ => table.renamed(from, to, target),
             }
         }
-        if !same && let Err(error) = self.pool.snapshots_follow(&old, &new, how == Rename::Exchange) {
-            tracing::warn!("the snapshots of {old:?} stay under that name: {error}");
+        let exchanged = there.as_ref().filter(|_| how == Rename::Exchange);
+        if !same && let Err(error) = self.pool.paths_follow((&old, &source), (&new, exchanged)) {
+            tracing::warn!("what is said of {old:?} stays under that name: {error}");
         }
         drop(namespace);
         if let Some(target) = target.filter(|_| !same) {
@@ -360,10 +366,9 @@ impl NameTree {
         self.check_changeable(id)?;
         // Under another name it could be written to.
         self.check_file_free("link", id)?;
-        let _sharing = self.sharing.write();
-        if self.kind(id)? == FileKind::File {
-            self.pool.before_link(&self.volume(id)?)?;
-        }
+        let volume = if self.kind(id)? == FileKind::File { Some(self.volume(id)?) } else { None };
+        let _naming = volume.as_ref().map(|volume| volume.naming().write());
+        volume.as_ref().map_or(Ok(()), |volume| self.pool.before_link(volume))?;
         let namespace = self.namespace.read();
         let lock = self.directory_lock(parent).write();
         let (directory, path) = (self.directory(parent)?, self.join(parent, name)?);

@@ -21,6 +21,17 @@ pub fn set_may_wait(name: &OsStr) -> bool {
     is_ours(name)
 }
 
+/// Whether setting an attribute asks for something that is refused while the file is open.
+pub fn set_wants_closed(name: &OsStr, value: &[u8]) -> bool {
+    match name.to_str().unwrap_or_default() {
+        door::RESET => true,
+        door::SNAPSHOT => serde_json::from_slice(value)
+            .is_ok_and(|request: door::SnapshotRequest| matches!(request.action, door::SnapshotAction::Rollback)),
+        door::RESIZE => serde_json::from_slice(value).is_ok_and(|request: door::ResizeRequest| request.shrink),
+        _ => false,
+    }
+}
+
 /// Whether reading an attribute can take long, or is done with the caller's rights. What is ours is: it is put together
 /// from files and tables that can be large, and nobody's reads and writes may wait for it.
 pub fn get_takes_long(name: &OsStr) -> bool {
@@ -32,6 +43,11 @@ pub(super) fn is_ours(name: &OsStr) -> bool {
 }
 
 impl NameTree {
+    /// Whether a regular file has open handles.
+    pub fn is_open(&self, id: u64) -> bool {
+        self.table.lock().node(id).is_some_and(|node| node.open.is_some())
+    }
+
     /// Value of an attribute.
     pub fn get_xattr(&self, id: u64, name: &OsStr, caller: &Caller) -> Result<Vec<u8>> {
         let id = snapshots::real(id);
@@ -53,6 +69,7 @@ impl NameTree {
         if is_ours(name) {
             return self.set_door(id, name, value, caller);
         }
+        self.directory_changed(id);
         let name = name.to_owned();
         let set = || {
             self.with_target(id, "set an attribute of", |target| {
@@ -77,6 +94,7 @@ impl NameTree {
         if is_ours(name) {
             return Err(Error::new(Kind::Permission, "remove a virtual attribute"));
         }
+        self.directory_changed(id);
         let name = name.to_owned();
         self.with_target(id, "remove an attribute of", |target| target.remove_xattr(&name))
     }

@@ -224,6 +224,9 @@ impl Fs for SimFs {
     fn rename(&self, from: &Path, to: &Path, how: Rename) -> io::Result<()> {
         let mut state = plain(&self.state, Call::Name, |_| format!("rename {} to {}", from.display(), to.display()))?;
         let ((from_dir, from_name), (to_dir, to_name)) = (state.parent(from)?, state.parent(to)?);
+        if state.options.stuck && from.starts_with(".clonefs") && !to.starts_with(".clonefs") {
+            return Err(errno(libc::EXDEV));
+        }
         state.move_name((from_dir, &from_name), (to_dir, &to_name), how)
     }
 

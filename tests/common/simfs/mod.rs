@@ -98,12 +98,14 @@ pub struct Options {
     pub reflink: bool,
     /// Number of blocks that files can have in all.
     pub space: Option<u64>,
+    /// No file of the pool's own can be renamed into the tree, as into a directory of another project.
+    pub stuck: bool,
     pub lie: Lie,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { sync_names: true, lone_names: false, reflink: false, space: None, lie: Lie::None }
+        Options { sync_names: true, lone_names: false, reflink: false, space: None, stuck: false, lie: Lie::None }
     }
 }
 

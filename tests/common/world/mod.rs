@@ -103,7 +103,7 @@ impl World {
             Op::RemoveSnapshot(n) => has(SNAPSHOT + n),
             Op::Rollback(n) => has(n) && has(SNAPSHOT + n),
             Op::Reset(n) => self.model.get(n).is_some_and(|number| self.model.volumes[number].base.is_some()),
-            Op::AdoptFrozen | Op::Keep | Op::SyncDir | Op::Checkpoint | Op::Kill => true,
+            Op::AdoptFrozen | Op::Keep | Op::SyncDir | Op::Checkpoint | Op::Stick | Op::Kill => true,
             Op::Close(name) => self.open.contains_key(&name),
             Op::Write(n) | Op::Append(n) | Op::Fsync(n) | Op::Fill(n) | Op::Adopt(n) | Op::Finish(n) => has(n),
             Op::Extend(n) | Op::Blank(n) => has(n),
@@ -215,6 +215,10 @@ impl World {
             Op::SyncDir => pool.fs().sync_dir(Path::new("")).map_err(text),
             Op::Close(name) => {
                 self.close(name);
+                Ok(())
+            }
+            Op::Stick => {
+                self.fs.options(|options| options.stuck = true);
                 Ok(())
             }
             Op::Kill => self.kill(),
