@@ -167,7 +167,9 @@ fn following_shows_events_as_they_happen() {
 /// As the manual says of all commands.
 #[test]
 fn following_and_watching_end_with_the_code_of_an_interruption() {
-    on(&[Backing::Tmpfs], |pool| {
+    on(&[Backing::Ext4], |pool| {
+        pool.write("base", b"x");
+        pool.clone("base", "vm");
         for words in [["events", "--follow"], ["status", "--watch"]] {
             for signal in [libc::SIGINT, libc::SIGTERM] {
                 let mut command = Command::new(env!("CARGO_BIN_EXE_clonefs"));

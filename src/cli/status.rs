@@ -103,7 +103,9 @@ fn print_json(places: &[PathBuf], pools: &[Result<PoolStatus>], watch: bool) -> 
 }
 
 fn ask(path: &Path) -> Result<PoolStatus> {
-    let dir = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+    // The root of a dead mount cannot be looked at, and is asked itself.
+    let is_file = std::fs::metadata(path).is_ok_and(|meta| !meta.is_dir());
+    let dir = if is_file { path.parent().unwrap_or(path) } else { path };
     let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
     client::status(dir)?.ok_or_else(|| {
         Error::new(Kind::Unsupported, "read the status of")

@@ -188,7 +188,7 @@ mod tests {
     fn a_stub_seen_without_clonefs_is_no_source() {
         let dir = tempfile::tempdir().unwrap();
         let stub = dir.path().join("vm.img");
-        std::fs::write(&stub, "clonefs").unwrap();
+        std::fs::write(&stub, "clonefs volume 1, 4K\n").unwrap();
         let flags = rustix::fs::XattrFlags::empty();
         rustix::fs::setxattr(&stub, "user.clonefs.stub", b"1", flags).unwrap();
         let error = Source::open(&stub).err().expect("refused").to_string();

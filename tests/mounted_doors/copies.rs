@@ -65,6 +65,7 @@ fn a_copied_range_of_a_larger_clone_is_sound() {
             assert!(pool.read(name) == bytes[..6 << 20], "{name}");
         }
         assert!(is_overlay(pool, "range"));
+        drop((source, range));
         pool.unmount();
         run(Command::new(env!("CARGO_BIN_EXE_clonefs")).arg("check").arg(pool.root())).success();
         pool.mount("deepen=manual");

@@ -191,11 +191,11 @@ fn reading_leaves_no_trace_where_that_is_wanted() {
         let long_ago = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
         let read = |pool: &mut support::Pool, options: &str| {
             pool.unmount();
+            pool.mount(options);
             for name in ["file", "dir"] {
                 let times = fs::FileTimes::new().set_accessed(long_ago);
                 fs::File::open(pool.at(name)).unwrap().set_times(times).unwrap();
             }
-            pool.mount(options);
             pool.read("file");
             assert_eq!(fs::read_dir(pool.at("dir")).unwrap().count(), 0);
             std::thread::sleep(std::time::Duration::from_millis(1100));
