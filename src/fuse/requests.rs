@@ -164,7 +164,7 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let change = change(mode, uid, gid, size, atime, mtime);
-        let _writing = writes_for(req.uid(), req.gid());
+        let _writing = writes_for(req.uid());
         edge("setattr", || match self.names.change(id.0, &change, &caller(req)) {
             Ok(()) => self.reply_attributes(id, &caller(req), reply),
             Err(error) => reply.error(code("setattr", &error)),
@@ -275,7 +275,7 @@ impl Filesystem for Adapter {
         let late = how.contains(FuseWriteFlags::FUSE_WRITE_CACHE);
         let how = WriteFlags { kill_ids: how.contains(FuseWriteFlags::FUSE_WRITE_KILL_SUIDGID), sync: flags.0 };
         // What the kernel writes back from its cache is nobody's request: it is the owner's.
-        let _writing = (!late).then(|| writes_for(req.uid(), req.gid()));
+        let _writing = (!late).then(|| writes_for(req.uid()));
         edge("write", || {
             let handle = self.names.handles().get(handle.0);
             match handle.and_then(|handle| handle.write(offset, data, how)) {
@@ -318,7 +318,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let _writing = writes_for(req.uid(), req.gid());
+        let _writing = writes_for(req.uid());
         edge("fallocate", || {
             let allocate = |handle: &Handle| self.names.allocate(handle, mode, offset, length, &caller(req));
             self.with_handle("fallocate", handle, reply, allocate);
@@ -358,7 +358,7 @@ impl Filesystem for Adapter {
     ) {
         let (names, caller) = (self.names.clone(), caller(req));
         self.workers.run("copy_file_range", move || {
-            let _writing = writes_for(caller.uid, caller.gid);
+            let _writing = writes_for(caller.uid);
             let copy = || {
                 let (from, to) = (names.handles().get(handle_in.0)?, names.handles().get(handle_out.0)?);
                 names.copy_range((&from, offset_in), (&to, offset_out), len.min(MAX_COPY), &caller)
