@@ -308,7 +308,8 @@ fn who_exchanges_names_beside_the_mount_gets_nothing_of_others() {
             while begun.elapsed() < length {
                 std::thread::sleep(Duration::from_millis(20));
                 for file in of_root(&world.pool) {
-                    if !before.contains(&file) {
+                    // This walk itself can be led outside, by a link in the place of a directory.
+                    if !before.contains(&file) && !elsewhere.contains(&file) {
                         stop.store(true, Ordering::Relaxed);
                         panic!("{kind:?}: {file} is root's and was not");
                     }

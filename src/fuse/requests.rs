@@ -174,7 +174,7 @@ impl Filesystem for Adapter {
         let (names, lifetime) = (self.names.clone(), self.lifetimes.attributes);
         let asks_first = names.asks_first(id.0, &change);
         let set = move || {
-            let _writing = writes_for(caller.uid, caller.gid);
+            let _writing = writes_for(caller.uid);
             match names.change(id.0, &change, &caller) {
                 Ok(()) => reply_attributes(&names, id, &caller, lifetime, reply),
                 Err(error) => reply.error(code("setattr", &error)),
@@ -297,17 +297,17 @@ impl Filesystem for Adapter {
             Err(error) => return reply.error(code("write", &error)),
         };
         // What the kernel writes back from its cache is nobody's request: it is the owner's.
-        let whose = (!late).then(|| (req.uid(), req.gid()));
+        let whose = (!late).then(|| req.uid());
         if handle.volume.asks_first() {
             let data = data.to_vec();
             let write = move || {
-                let _writing = whose.map(|(uid, gid)| writes_for(uid, gid));
+                let _writing = whose.map(writes_for);
                 reply_written(handle.write(offset, &data, how), data.len(), reply);
             };
             return self.changers.run("write", req.uid(), write);
         }
         edge("write", || {
-            let _writing = whose.map(|(uid, gid)| writes_for(uid, gid));
+            let _writing = whose.map(writes_for);
             reply_written(handle.write(offset, data, how), data.len(), reply);
         });
     }
@@ -348,7 +348,7 @@ impl Filesystem for Adapter {
         let (names, caller) = (self.names.clone(), caller(req));
         let asks_first = names.handles().get(handle.0).is_ok_and(|handle| handle.volume.asks_first());
         let allocate = move || {
-            let _writing = writes_for(caller.uid, caller.gid);
+            let _writing = writes_for(caller.uid);
             let open = names.handles().get(handle.0);
             let done = open.and_then(|open| names.allocate(&open, mode, offset, length, &caller));
             reply_empty("fallocate", done, reply);
@@ -389,7 +389,7 @@ impl Filesystem for Adapter {
     ) {
         let (names, caller) = (self.names.clone(), caller(req));
         self.workers.run("copy_file_range", caller.uid, move || {
-            let _writing = writes_for(caller.uid, caller.gid);
+            let _writing = writes_for(caller.uid);
             let copy = || {
                 let (from, to) = (names.handles().get(handle_in.0)?, names.handles().get(handle_out.0)?);
                 names.copy_range((&from, offset_in), (&to, offset_out), len.min(MAX_COPY), &caller)

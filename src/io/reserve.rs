@@ -1,7 +1,7 @@
 //! The blocks that a filesystem keeps for root (ext4: 5 %), which a daemon that runs as root would give to everybody.
 //!
-//! The kernel decides by the user of the thread that writes. To act as another user costs ten short system calls (about two
-//! microseconds), so it is done only where the reserve can be met: while more than [`NEAR`] is left for everybody, nobody can
+//! The kernel decides by the user of the thread that writes. To act as another user costs three changes of credentials (5
+//! to 10 microseconds), so it is done only where the reserve can be met: while more than [`NEAR`] is left for everybody, nobody can
 //! come to it. How much is left is asked for again after a tenth of a second, or after a quarter of that was written.
 //! Whoever wrote a gigabyte past us in a tenth of a second could have a write or two let into the reserve.
 
@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
-use super::identity::{Powers, acting_as};
+use super::identity::{Powers, acting_as, own_group};
 use super::sys::{fstat, retry};
 
 /// With less than this left for everybody, writes are made as the user they are for.
@@ -21,17 +21,17 @@ const FRESH: u64 = 100;
 
 thread_local! {
     /// For whom this thread writes; else for the owner of each file.
-    static WRITER: Cell<Option<(u32, u32)>> = const { Cell::new(None) };
+    static WRITER: Cell<Option<u32>> = const { Cell::new(None) };
 }
 
 /// What this thread writes is a user's, until the result is dropped. Without it, it is the owner's of the file.
-pub fn writes_for(uid: u32, gid: u32) -> Writing {
-    Writing { before: WRITER.replace(Some((uid, gid))) }
+pub fn writes_for(uid: u32) -> Writing {
+    Writing { before: WRITER.replace(Some(uid)) }
 }
 
 /// See [`writes_for`].
 pub struct Writing {
-    before: Option<(u32, u32)>,
+    before: Option<u32>,
 }
 
 impl Drop for Writing {
@@ -57,16 +57,16 @@ impl Reserve {
         if !self.is_near(file, len) {
             return work();
         }
-        let (uid, gid) = match WRITER.get() {
+        let uid = match WRITER.get() {
             Some(writer) => writer,
-            None => fstat(file).map(|stat| (stat.uid, stat.gid))?,
+            None => fstat(file)?.uid,
         };
         if uid == 0 {
             return work();
         }
         let mut work = Some(work);
         let mut run = || work.take().map(|work| work());
-        match acting_as(uid, gid, Powers::WRITE, &mut run) {
+        match acting_as(uid, own_group(), Powers::WRITE, &mut run) {
             Ok(Some(result)) => result,
             // A daemon that may not act as others writes as itself.
             _ => run().unwrap_or_else(|| Err(io::Error::from_raw_os_error(libc::EIO))),

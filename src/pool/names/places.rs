@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 
-use super::caller::{CAP_FOWNER, Caller};
+use super::caller::{CAP_FOWNER, Caller, effective_gid};
 use super::{NameTree, stale};
 use crate::error::{Context, Result};
 use crate::io::{InodeRef, Powers, Stat, acting_as};
@@ -125,22 +125,33 @@ impl NameTree {
     pub(super) fn act_on_names<T>(
         &self,
         caller: &Caller,
+        directories: &[&InodeRef],
         objects: &[Stat],
         work: impl Fn() -> io::Result<T>,
     ) -> io::Result<T> {
         let refused =
             |result: &io::Result<T>| result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EPERM));
-        let result = acting_as(caller.uid, caller.gid, Powers::NAMES, &work)?;
-        if caller.uid == 0 || !refused(&result) {
+        // The owner decides nowhere else, and to change identities costs as much as the removal.
+        if caller.uid == 0 || !directories.iter().any(|directory| is_sticky(directory)) {
+            return work();
+        }
+        let group = effective_gid();
+        let result = acting_as(caller.uid, group, Powers::NAMES, &work)?;
+        if !refused(&result) {
             return result;
         }
         let Some(owner) = objects.iter().map(|stat| stat.uid).find(|uid| *uid != caller.uid) else { return result };
         let may = |stat: &Stat| caller.has_over(CAP_FOWNER, stat.uid, stat.gid);
-        if objects.iter().all(may) { acting_as(owner, caller.gid, Powers::NAMES, &work)? } else { result }
+        if objects.iter().all(may) { acting_as(owner, group, Powers::NAMES, &work)? } else { result }
     }
 
     /// Makes something with the identity of the caller, to whom it then belongs.
     pub(super) fn act_to_make<T>(&self, caller: &Caller, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         acting_as(caller.uid, caller.gid, Powers::MAKE, work)?
     }
+}
+
+/// One that cannot be looked at may be.
+fn is_sticky(directory: &InodeRef) -> bool {
+    directory.stat().map_or(true, |stat| stat.mode & libc::S_ISVTX != 0)
 }

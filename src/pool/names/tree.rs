@@ -266,7 +266,7 @@ impl NameTree {
         if self.pool.policies().is_protected(&path) && self.described(&path, stat)?.size > 0 {
             self.check_free("remove", &path)?;
         }
-        self.act_on_names(caller, &[stat], || directory.unlink(name)).context("remove", &path)?;
+        self.act_on_names(caller, &[&directory], &[stat], || directory.unlink(name)).context("remove", &path)?;
         self.table.lock().removed(parent, name, stat);
         drop((lock, namespace));
         self.lost_name(&path, &stat, None);
@@ -293,7 +293,8 @@ impl NameTree {
         let (directory, path) = (self.directory(parent)?, self.join(parent, name)?);
         self.check_free_below("remove directory", &path)?;
         let stat = directory.stat_at(name).context("remove directory", &path)?;
-        self.act_on_names(caller, &[stat], || directory.rmdir(name)).context("remove directory", &path)?;
+        self.act_on_names(caller, &[&directory], &[stat], || directory.rmdir(name))
+            .context("remove directory", &path)?;
         self.lost_directory(parent, name);
         self.table.lock().removed(parent, name, stat);
         drop((lock, namespace));
@@ -334,7 +335,13 @@ impl NameTree {
         }
         let target = there.filter(|_| matches!(how, Rename::Replace | Rename::Whiteout));
         let objects: Vec<Stat> = [Some(source), there].into_iter().flatten().collect();
-        self.act_on_names(caller, &objects, || from_dir.rename(from.1, &*to_dir, to.1, how)).context("rename", &old)?;
+        let rename = || from_dir.rename(from.1, &*to_dir, to.1, how);
+        let renamed = match how {
+            // It is made, and belongs to whoever asks for it.
+            Rename::Whiteout => self.act_to_make(caller, rename),
+            _ => self.act_on_names(caller, &[&from_dir, &to_dir], &objects, rename),
+        };
+        renamed.context("rename", &old)?;
         // Two names of one file: rename(2) does nothing then, and says that it succeeded.
         let same = target.is_some_and(|target| target.key == source.key);
         if !same {
