@@ -272,14 +272,15 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let late = how.contains(FuseWriteFlags::FUSE_WRITE_CACHE);
-        let how = WriteFlags { kill_ids: how.contains(FuseWriteFlags::FUSE_WRITE_KILL_SUIDGID), sync: flags.0 };
+        let cached = how.contains(FuseWriteFlags::FUSE_WRITE_CACHE);
+        let kill_ids = how.contains(FuseWriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let how = WriteFlags { kill_ids, cached, sync: flags.0 };
         // What the kernel writes back from its cache is nobody's request: it is the owner's.
-        let _writing = (!late).then(|| writes_for(req.uid(), req.gid()));
+        let _writing = (!cached).then(|| writes_for(req.uid(), req.gid()));
         edge("write", || {
             let handle = self.names.handles().get(handle.0);
             match handle.and_then(|handle| handle.write(offset, data, how)) {
-                Ok(()) => reply.written(data.len() as u32),
+                Ok(written) => reply.written(written as u32),
                 Err(error) => reply.error(code("write", &error)),
             }
         });

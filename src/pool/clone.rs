@@ -4,8 +4,11 @@
 //! |---|---|
 //! | the files of a layer for later writes to the source, see `spare` | files that no record names: removed |
 //! | the link of the source into `layers` | a file that no record names: removed |
-//! | the link of the stub into `stubs` | a link that no record names: removed; the destination is an empty file |
+//! | the link of the stub into `stubs` | a link that no record names: removed; the destination is the file it was |
 //! | the journal record | the clone |
+//!
+//! A destination that copy_file_range writes to may have a size; all of it is zeros then. Its own file becomes the stub, and
+//! keeps that size until the record is durable (`settle`): a crash leaves so many zeros, or the clone.
 
 use crate::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -103,8 +106,11 @@ impl Pool {
         let mut spare = self.prepare_next_layer(source);
         self.flush_cached(source);
         let (mut source_gate, mut target_gate) = both_gates(source, target);
-        let empty = check_target(target, &target_gate, 1)?;
+        let (empty, there) = check_target(target, &target_gate, 1, options.over_zeros)?;
         if source.is_bypassed() && matches!(&*source_gate, State::Plain(plain) if plain.shared.is_none()) {
+            if options.no_copy && options.over_zeros {
+                return Err(Error::new(Kind::Busy, "clone").at(source.path()).because("it is open with passthrough"));
+            }
             share_whole(source, &source_gate, empty, options.size)?;
             drop((source_gate, target_gate));
             let why = "shared by the backing filesystem, as the source is open with passthrough";
@@ -121,7 +127,15 @@ impl Pool {
             self.events.tell(Event::new(What::Cloned, target.path()).from(source.path()).because(why));
             return if options.sync { target.sync(false) } else { Ok(()) };
         };
-        let overlay = match self.make_clone(source, target, empty, &moment, options) {
+        let made = match options.exactly.filter(|size| *size != moment.size) {
+            Some(_) => Err(Error::new(Kind::Busy, "clone").at(source.path()).because("its size changed meanwhile")),
+            None => {
+                let size = Some(options.size.unwrap_or(moment.size).max(there));
+                let options = if there > 0 { &CloneOptions { size, ..*options } } else { options };
+                self.make_clone(source, target, empty, &moment, options)
+            }
+        };
+        let overlay = match made {
             Ok(overlay) => overlay,
             Err(error) => {
                 self.abandon(&moment);
@@ -130,7 +144,9 @@ impl Pool {
         };
         let number = overlay.debts.commit.load(Ordering::Acquire);
         let id = overlay.id;
+        overlay.pristine.store(options.over_zeros, Ordering::Release);
         *target_gate = State::Overlay(overlay);
+        target.note_write();
         self.apply_after(source, &mut source_gate, moment, number);
         {
             let mut tables = self.tables.lock();
@@ -451,8 +467,9 @@ pub(super) fn clone_record(
     }
 }
 
-/// The destination must be an empty plain file of so many links.
-pub(super) fn check_target<'a>(target: &Volume, gate: &'a State, links: u64) -> Result<&'a Plain> {
+/// The destination must be an empty plain file of so many links; with `zeros`, one that nothing was written to. Returns its
+/// size too.
+pub(super) fn check_target<'a>(target: &Volume, gate: &'a State, links: u64, zeros: bool) -> Result<(&'a Plain, u64)> {
     let refuse = |why: &'static str| {
         let remedy = "a clone goes into a new, empty file";
         Err(Error::new(Kind::Exists, "clone").at(target.path()).because(why).remedy(remedy))
@@ -460,11 +477,12 @@ pub(super) fn check_target<'a>(target: &Volume, gate: &'a State, links: u64) -> 
     let State::Plain(plain) = gate else { return refuse("the destination is not empty") };
     target.check_not_bypassed("clone into")?;
     let stat = plain.file.stat().context("look at destination", target.path())?;
-    if stat.size != 0 || plain.shared.is_some() {
+    let nothing = stat.size == 0 || zeros && plain.pristine.load(Ordering::Acquire);
+    if !nothing || plain.shared.is_some() {
         return refuse("the destination is not empty");
     }
     if stat.nlink != links {
         return refuse("the destination has more than one name, or none");
     }
-    Ok(plain)
+    Ok((plain, stat.size))
 }
