@@ -67,9 +67,9 @@ pub(super) fn reply_attributes(names: &NameTree, id: INodeNo, caller: &Caller, l
     }
 }
 
-pub(super) fn reply_written(result: Result<()>, len: usize, reply: ReplyWrite) {
+pub(super) fn reply_written(result: Result<usize>, reply: ReplyWrite) {
     match result {
-        Ok(()) => reply.written(len as u32),
+        Ok(written) => reply.written(written as u32),
         Err(error) => reply.error(code("write", &error)),
     }
 }

@@ -290,25 +290,26 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let late = how.contains(FuseWriteFlags::FUSE_WRITE_CACHE);
-        let how = WriteFlags { kill_ids: how.contains(FuseWriteFlags::FUSE_WRITE_KILL_SUIDGID), sync: flags.0 };
+        let cached = how.contains(FuseWriteFlags::FUSE_WRITE_CACHE);
+        let kill_ids = how.contains(FuseWriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let how = WriteFlags { kill_ids, cached, sync: flags.0 };
         let handle = match self.names.handles().get(handle.0) {
             Ok(handle) => handle,
             Err(error) => return reply.error(code("write", &error)),
         };
         // What the kernel writes back from its cache is nobody's request: it is the owner's.
-        let whose = (!late).then(|| req.uid());
+        let whose = (!cached).then(|| req.uid());
         if handle.volume.asks_first() {
             let data = data.to_vec();
             let write = move || {
                 let _writing = whose.map(writes_for);
-                reply_written(handle.write(offset, &data, how), data.len(), reply);
+                reply_written(handle.write(offset, &data, how), reply);
             };
             return self.changers.run("write", req.uid(), write);
         }
         edge("write", || {
             let _writing = whose.map(writes_for);
-            reply_written(handle.write(offset, data, how), data.len(), reply);
+            reply_written(handle.write(offset, data, how), reply);
         });
     }
 

@@ -148,10 +148,12 @@ impl Direct {
         Ok(done)
     }
 
-    /// Writes as much of the beginning of `data` as can be written so; returns how much.
-    pub fn write(&self, file: BorrowedFd, data: &[u8], offset: u64) -> io::Result<usize> {
+    /// Writes as much of the beginning of `data` as can be written so; returns how much. Where there is no room for the
+    /// rest, that is no failure: a direct write that finds none may have changed some of it and not say how much, a write
+    /// through the cache says.
+    pub fn write(&self, file: BorrowedFd, data: &[u8], offset: u64) -> (usize, io::Result<()>) {
         let fits = is_aligned(offset) && is_aligned(data.len() as u64);
-        let Some(open) = self.descriptor(file).filter(|_| fits) else { return Ok(0) };
+        let Some(open) = self.descriptor(file).filter(|_| fits) else { return (0, Ok(())) };
         let fd = open.as_raw_fd();
         let written = if is_aligned(data.as_ptr() as u64) {
             write_all(fd, data, offset)
@@ -162,7 +164,14 @@ impl Direct {
                 write_all(fd, room, offset)
             })
         };
-        written.inspect_err(|_| self.distrust())
+        match written {
+            (done, Err(error)) => {
+                self.distrust();
+                let full = matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
+                (done, if full { Ok(()) } else { Err(error) })
+            }
+            all => all,
+        }
     }
 }
 
@@ -221,20 +230,20 @@ pub fn tells_cached() -> io::Result<()> {
     }
 }
 
-fn write_all(fd: RawFd, data: &[u8], offset: u64) -> io::Result<usize> {
+fn write_all(fd: RawFd, data: &[u8], offset: u64) -> (usize, io::Result<()>) {
     let mut done = 0;
     while done < data.len() && is_aligned(done as u64) {
         let rest = &data[done..];
         let (from, len, at) = (rest.as_ptr().cast(), rest.len(), (offset + done as u64) as i64);
         // SAFETY: from and len describe the rest of `data`.
         match retry(|| unsafe { libc::pwrite(fd, from, len, at) }) {
-            Ok(0) => return Err(io::Error::from_raw_os_error(libc::EIO)),
+            Ok(0) => return (done, Err(io::Error::from_raw_os_error(libc::EIO))),
             Ok(written) => done += written as usize,
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
-            Err(error) => return Err(error),
+            Err(error) => return (done, Err(error)),
         }
     }
-    Ok(done)
+    (done, Ok(()))
 }
 
 #[cfg(test)]
@@ -285,14 +294,15 @@ mod tests {
         assert_eq!(direct.read(file.as_fd(), room, 512).unwrap(), 0);
         assert_eq!(direct.read(file.as_fd(), &mut room[..5000], 0).unwrap(), 0);
         assert_eq!(direct.read(file.as_fd(), &mut room[1..ALIGNMENT + 1], 0).unwrap(), 0);
-        assert_eq!(direct.write(file.as_fd(), &room[..100], 0).unwrap(), 0);
+        assert_eq!(direct.write(file.as_fd(), &room[..100], 0).0, 0);
     }
 
     #[test]
     fn data_of_any_address_is_written() {
         let ((file, mut bytes), direct) = (file(), Direct::default());
         let data = vec![9; ALIGNMENT + 1];
-        let written = direct.write(file.as_fd(), &data[1..], ALIGNMENT as u64).unwrap();
+        let (written, failed) = direct.write(file.as_fd(), &data[1..], ALIGNMENT as u64);
+        failed.unwrap();
         assert!(written == 0 || written == ALIGNMENT, "{written}");
         bytes[ALIGNMENT..ALIGNMENT + written].fill(9);
         let mut found = vec![0; bytes.len()];

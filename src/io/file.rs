@@ -36,18 +36,25 @@ impl HostFile {
         self.fd.as_raw_fd()
     }
 
-    fn write_all(&self, data: &[u8], offset: u64) -> io::Result<()> {
+    fn write_until(&self, data: &[u8], offset: u64, direct: bool) -> (usize, io::Result<()>) {
         let mut done = 0;
+        if direct {
+            match self.direct.write(self.fd.as_fd(), data, offset) {
+                (written, Ok(())) => done = written,
+                failed => return failed,
+            }
+        }
         while done < data.len() {
             let rest = &data[done..];
             let (from, len, at) = (rest.as_ptr().cast(), rest.len(), (offset + done as u64) as i64);
             // SAFETY: from and len describe the rest of `data`.
-            match retry(|| unsafe { libc::pwrite(self.raw(), from, len, at) })? {
-                0 => return Err(io::Error::from_raw_os_error(libc::EIO)),
-                written => done += written as usize,
+            match retry(|| unsafe { libc::pwrite(self.raw(), from, len, at) }) {
+                Ok(0) => return (done, Err(io::Error::from_raw_os_error(libc::EIO))),
+                Ok(written) => done += written as usize,
+                Err(error) => return (done, Err(error)),
             }
         }
-        Ok(())
+        (done, Ok(()))
     }
 }
 
@@ -67,7 +74,16 @@ impl File for HostFile {
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        self.tree.reserve.take(self.raw(), data.len() as u64, || self.write_all(data, offset))
+        self.write_part(data, offset, false).1
+    }
+
+    fn write_part(&self, data: &[u8], offset: u64, direct: bool) -> (usize, io::Result<()>) {
+        if direct {
+            // Opened as ourselves: another user could not.
+            self.direct.prepare(self.fd.as_fd());
+        }
+        let write = || Ok(self.write_until(data, offset, direct));
+        self.tree.reserve.take(self.raw(), data.len() as u64, write).unwrap_or_else(|error| (0, Err(error)))
     }
 
     fn read_through(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -101,11 +117,7 @@ impl File for HostFile {
     }
 
     fn write_direct(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        // Opened as ourselves: another user could not.
-        self.direct.prepare(self.fd.as_fd());
-        let write = || self.direct.write(self.fd.as_fd(), data, offset);
-        let done = self.tree.reserve.take(self.raw(), data.len() as u64, write)?;
-        if done == data.len() { Ok(()) } else { self.write_at(&data[done..], offset + done as u64) }
+        self.write_part(data, offset, true).1
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

@@ -128,6 +128,10 @@ pub trait File: Send + Sync + 'static {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all of `data`, or fails (some of it may then have been written).
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
+    /// Writes `data` from its beginning until all of it is written or a call fails; with `direct`, past the page cache where
+    /// that can be. Returns how many bytes were written, and the failure. As far as the system tells, bytes that are not
+    /// counted are what they were.
+    fn write_part(&self, data: &[u8], offset: u64, direct: bool) -> (usize, io::Result<()>);
     /// As [`File::read_at`], for somebody who reads the whole file once, in order: the disk reads what comes next
     /// meanwhile, and what others have in the page cache is not driven out by a file that memory has no room for.
     fn read_through(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {

@@ -4,8 +4,11 @@
 //! |---|---|
 //! | the files of a layer for later writes to the source, see `spare` | files that no record names: removed |
 //! | the link of the source into `layers` | a file that no record names: removed |
-//! | the link of the stub into `stubs` | a link that no record names: removed; the destination is an empty file |
+//! | the link of the stub into `stubs` | a link that no record names: removed; the destination is the file it was |
 //! | the journal record | the clone |
+//!
+//! A destination that copy_file_range writes to may have a size; all of it is zeros then. Its own file becomes the stub, and
+//! keeps that size until the record is durable (`settle`): a crash leaves so many zeros, or the clone.
 
 use crate::sync::RwLockReadGuard;
 use crate::sync::atomic::Ordering;
@@ -13,12 +16,13 @@ use std::sync::Arc;
 
 use super::fit::{Unfit, is_lasting};
 use super::spare::{Spare, remove_files};
+use super::target::{check_target, clone_record, clone_size};
 use super::whole::share_whole;
 use super::{CloneOptions, Pool, stub};
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::{Event, What};
 use crate::layer::Layer;
-use crate::store::record::{Base, Change, Deepening, LayerRecord, Stamp, VolumeRecord};
+use crate::store::record::{Change, LayerRecord, Stamp, VolumeRecord};
 use crate::store::{SNAPSHOTS, data_path, new_id, stub_path};
 use crate::units::{Id, MAX_VOLUME, blocks};
 use crate::volume::overlay::Overlay;
@@ -110,8 +114,11 @@ impl Pool {
         let mut spare = self.prepare_next_layer(source);
         self.flush_cached(source);
         let (mut source_gate, mut target_gate) = both_gates(source, target);
-        let empty = check_target(target, &target_gate, 1)?;
+        let (empty, there) = check_target(target, &target_gate, 1, options.over_zeros)?;
         if source.is_bypassed() && matches!(&*source_gate, State::Plain(plain) if plain.shared.is_none()) {
+            if options.no_copy && options.over_zeros {
+                return Err(Error::new(Kind::Busy, "clone").at(source.path()).because("it is open with passthrough"));
+            }
             share_whole(source, &source_gate, empty, options.size)?;
             drop((source_gate, target_gate));
             let why = "shared by the backing filesystem, as the source is open with passthrough";
@@ -127,7 +134,15 @@ impl Pool {
             let unfit = unfit.unwrap_or_else(|| Unfit("the source has several names".to_owned()));
             return self.copy_instead(source, target, options, &unfit);
         };
-        let overlay = match self.make_clone(source, target, empty, &moment, options) {
+        let made = match options.exactly.filter(|size| *size != moment.size) {
+            Some(_) => Err(Error::new(Kind::Busy, "clone").at(source.path()).because("its size changed meanwhile")),
+            None => {
+                let size = Some(options.size.unwrap_or(moment.size).max(there));
+                let options = if there > 0 { &CloneOptions { size, ..*options } } else { options };
+                self.make_clone(source, target, empty, &moment, options)
+            }
+        };
+        let overlay = match made {
             Ok(overlay) => overlay,
             Err(error) => {
                 self.abandon(&moment);
@@ -136,7 +151,9 @@ impl Pool {
         };
         let number = overlay.debts.commit.load(Ordering::Acquire);
         let id = overlay.id;
+        overlay.pristine.store(options.over_zeros, Ordering::Release);
         *target_gate = State::Overlay(overlay);
+        target.note_write();
         self.apply_after(source, &mut source_gate, moment, number);
         {
             let mut tables = self.tables.lock();
@@ -438,55 +455,4 @@ impl Moment {
         let (layer, visible) = (Some(layer), blocks(size));
         Moment { layer, visible, size, pending, changes: Vec::new(), of: None, after: After::Same }
     }
-}
-
-/// The size of a clone of something of `size` bytes.
-pub(super) fn clone_size(target: &Volume, size: u64, options: &CloneOptions) -> Result<u64> {
-    let wanted = options.size.unwrap_or(size);
-    if wanted < size && options.visible.is_none() {
-        return Err(Error::new(Kind::Invalid, "clone")
-            .at(target.path())
-            .because(format!("{wanted} bytes is less than the source has ({size})")));
-    }
-    if wanted > MAX_VOLUME {
-        return Err(Error::new(Kind::TooLarge, "clone").at(target.path()).remedy("a volume has at most 16T less 4K"));
-    }
-    Ok(wanted)
-}
-
-/// The record of a new clone: its identity and that of its top layer, `overlap` blocks of `parent`, its size and, where
-/// it can go back to this, its owner.
-pub(super) fn clone_record(
-    (id, top): (Id, Id),
-    (source, target): (&str, &Volume),
-    parent: Option<Id>,
-    (overlap, size): (u64, u64),
-    uid: Option<u32>,
-    options: &CloneOptions,
-) -> VolumeRecord {
-    let base = parent.zip(uid).map(|(layer, uid)| Base { layer, visible: overlap, size, uid });
-    VolumeRecord {
-        origin: Some(source.to_owned()),
-        deepening: if options.no_deepen { Deepening::Never } else { Deepening::Pool },
-        base,
-        ..VolumeRecord::over(id, top, parent, (overlap, size), target.path().to_string_lossy().into_owned())
-    }
-}
-
-/// The destination must be an empty plain file of so many links.
-pub(super) fn check_target<'a>(target: &Volume, gate: &'a State, links: u64) -> Result<&'a Plain> {
-    let refuse = |why: &'static str| {
-        let remedy = "a clone goes into a new, empty file";
-        Err(Error::new(Kind::Exists, "clone").at(target.path()).because(why).remedy(remedy))
-    };
-    let State::Plain(plain) = gate else { return refuse("the destination is not empty") };
-    target.check_not_bypassed("clone into")?;
-    let stat = plain.file.stat().context("look at destination", target.path())?;
-    if stat.size != 0 || plain.shared.is_some() {
-        return refuse("the destination is not empty");
-    }
-    if stat.nlink != links {
-        return refuse("the destination has more than one name, or none");
-    }
-    Ok(plain)
 }

@@ -3,8 +3,9 @@
 use crate::sync::atomic::Ordering;
 use std::sync::Arc;
 
+use super::clone::ATTEMPTS;
 use super::{CloneOptions, Pool};
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::io::{File, Whence};
 use crate::units::{BLOCK, MAX_VOLUME, blocks};
 use crate::volume::{State, Volume, both_gates};
@@ -38,7 +39,8 @@ pub(super) fn copy_bytes(from: &dyn File, to: &dyn File, len: u64) -> Result<()>
 }
 
 impl Pool {
-    /// Copies at most `len` bytes of `source` at `from` to `target` at `to`; returns how many, 0 at the source's end.
+    /// Copies at most `len` bytes of `source` at `from` to `target` at `to`; returns how many, 0 at the source's end. Fewer
+    /// than could be copied if the disk got full on the way, an error if none. What is not counted is what it was.
     /// Equal offsets on block bounds into a file that holds nothing there are shared and cost nothing.
     pub fn copy_range(
         self: &Arc<Self>,
@@ -48,20 +50,25 @@ impl Pool {
         to: u64,
         len: u64,
     ) -> Result<u64> {
-        let size = source.size()?;
-        let len = len.min(size.saturating_sub(from));
-        if len == 0 {
-            return Ok(0);
-        }
         let same = Arc::ptr_eq(source, target);
-        if same && from < to.saturating_add(len) && to < from.saturating_add(len) {
-            return Err(Error::new(Kind::Invalid, "copy range").at(source.path()).because("the ranges overlap"));
-        }
-        let whole_blocks = from.is_multiple_of(BLOCK) && ((from + len).is_multiple_of(BLOCK) || from + len == size);
-        if !same && from == to && whole_blocks && len >= SHARE_MIN && self.check_can_clone().is_ok() {
+        for _ in 0..ATTEMPTS {
+            let size = source.size()?;
+            let len = len.min(size.saturating_sub(from));
+            if len == 0 {
+                return Ok(0);
+            }
+            if same && from < to.saturating_add(len) && to < from.saturating_add(len) {
+                return Err(Error::new(Kind::Invalid, "copy range").at(source.path()).because("the ranges overlap"));
+            }
+            let whole_blocks = from.is_multiple_of(BLOCK) && ((from + len).is_multiple_of(BLOCK) || from + len == size);
+            if same || from != to || !whole_blocks || len < SHARE_MIN || self.check_can_clone().is_err() {
+                break;
+            }
             match self.share_range(source, target, from, len, size) {
-                Ok(0) => {}
+                Ok(0) => break,
                 Ok(shared) => return Ok(shared),
+                // Its size changed: so much less, or more, is to be copied.
+                Err(_) if source.size()? != size => {}
                 // What cannot be shared can be copied; a source that is damaged cannot.
                 Err(e)
                     if matches!(
@@ -71,7 +78,7 @@ impl Pool {
                 {
                     return Err(e);
                 }
-                Err(_) => {}
+                Err(_) => break,
             }
         }
         self.copy_physically(source, from, target, to, len)
@@ -90,45 +97,22 @@ impl Pool {
             return Ok(0);
         }
         self.dissolve_empty(target)?;
-        let fresh = match &*target.gate().read() {
-            State::Plain(plain) if plain.shared.is_none() && plain.pristine.load(Ordering::Acquire) => {
-                plain.file.stat().context("look at destination", target.path())?.size
-            }
-            State::Overlay(overlay) if overlay.pristine.load(Ordering::Acquire) => u64::MAX,
+        let begun = match &*target.gate().read() {
+            State::Plain(plain) if plain.shared.is_none() && plain.pristine.load(Ordering::Acquire) => false,
+            State::Overlay(overlay) if overlay.pristine.load(Ordering::Acquire) => true,
             _ => return Ok(0),
         };
-        if fresh == 0 && from == 0 && len == size {
-            self.clone_volume(source, target, &CloneOptions::default())?;
-            if let State::Overlay(overlay) = &*target.gate().read() {
-                overlay.pristine.store(true, Ordering::Release);
+        if !begun {
+            let whole = from == 0 && len == size;
+            let options = CloneOptions { no_copy: true, over_zeros: true, ..CloneOptions::default() };
+            if whole {
+                self.clone_volume(source, target, &CloneOptions { exactly: Some(size), ..options })?;
+                return Ok(len);
             }
-            return Ok(len);
-        }
-        if fresh != u64::MAX && !self.start_sharing(source, target, fresh)? {
-            return Ok(0);
+            // It keeps its size, and shows nothing of the source yet.
+            self.clone_volume(source, target, &CloneOptions { size: Some(0), visible: Some(0), ..options })?;
         }
         self.share_more(source, target, from, len)
-    }
-
-    /// Makes `target`, of `size` bytes that are all zeros, an overlay over `source` that shows nothing of it yet.
-    fn start_sharing(self: &Arc<Self>, source: &Arc<Volume>, target: &Arc<Volume>, size: u64) -> Result<bool> {
-        if size > MAX_VOLUME {
-            return Ok(false);
-        }
-        // An empty file is what a clone is made from; the zeros come back as blocks that nothing shows.
-        target.set_size(0)?;
-        let options = CloneOptions { size: Some(size), visible: Some(0), ..CloneOptions::default() };
-        let made = self.clone_volume(source, target, &options);
-        let gate = target.gate().write();
-        if let State::Overlay(overlay) = &*gate {
-            overlay.pristine.store(true, Ordering::Release);
-            return Ok(true);
-        }
-        drop(gate);
-        // It was refused, or the source was copied as a whole: back to the zeros it was.
-        target.set_size(0)?;
-        target.set_size(size)?;
-        made.map(|()| false)
     }
 
     /// Shares one more range into an overlay that holds nothing but shared ranges and zeros.
@@ -175,6 +159,7 @@ impl Pool {
             top.clear(first, last);
         }
         overlay.mtime_dirty.store(true, Ordering::Release);
+        target.note_write();
         Ok(len)
     }
 
@@ -184,14 +169,21 @@ impl Pool {
         let mut done = 0;
         while done < len {
             let want = (len - done).min(buffer.len() as u64) as usize;
-            let got = source.read(from + done, &mut buffer[..want])?;
-            if got == 0 {
-                break;
+            let piece = source.read(from + done, &mut buffer[..want]).and_then(|got| {
+                let written = if got == 0 { 0 } else { target.write_part(to + done, &buffer[..got], false)? };
+                Ok((written, written < want))
+            });
+            match piece {
+                Ok((written, last)) => {
+                    done += written as u64;
+                    if last {
+                        break;
+                    }
+                }
+                // What was copied is told; what stopped it is what the next call says.
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(error),
             }
-            if let Err(error) = target.write(to + done, &buffer[..got]) {
-                return if done > 0 { Ok(done) } else { Err(error) };
-            }
-            done += got as u64;
         }
         Ok(done)
     }

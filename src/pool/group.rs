@@ -17,9 +17,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::clone::{ATTEMPTS, Moment, check_target, clone_record, clone_size};
+use super::clone::{ATTEMPTS, Moment};
 use super::freeze::Held;
 use super::settle::MANY;
+use super::target::{check_target, clone_record, clone_size};
 use super::{CloneOptions, Pool, stub};
 use crate::error::{Context, Error, Kind, Result};
 use crate::events::{Event, What};
@@ -220,7 +221,7 @@ impl Pool {
             return Err(unfit.error("clone", target));
         }
         let gate = target.gate().write();
-        let file = check_target(target, &gate, 1)?.file.clone();
+        let file = check_target(target, &gate, 1, false)?.0.file.clone();
         let id = new_id();
         let pool = self.env.store.pool_id().ok_or_else(|| Error::new(Kind::Damaged, "clone"))?;
         stub::mark(file.as_ref(), pool, id)?;
@@ -263,7 +264,7 @@ impl Pool {
         let mut records = Vec::with_capacity(members.len());
         for (n, gate) in order.iter().zip(&gates) {
             // Its own name and the one in `stubs`.
-            check_target(&members[*n].target, gate, 2)?;
+            check_target(&members[*n].target, gate, 2, false)?;
             let uid = made[*n].file.stat().context("look at destination", members[*n].target.path())?.uid;
             records.push(self.group_record(&members[*n], made[*n].id, Some(uid), of(&members[*n]))?);
         }
@@ -278,6 +279,7 @@ impl Pool {
             let overlay = Overlay::new(record.id, prepared.file.clone(), top, Vec::new(), number);
             overlay.debts.names_dirty.store(false, Ordering::Release);
             **gate = State::Overlay(overlay);
+            member.target.note_write();
             let mut tables = self.tables.lock();
             tables.stubs.insert(member.target.key(), record.id);
             tables.by_id.insert(record.id, Arc::downgrade(&member.target));

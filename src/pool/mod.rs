@@ -41,6 +41,7 @@ mod space;
 mod spare;
 mod startup;
 pub mod stub;
+mod target;
 mod tokens;
 mod usage;
 mod walk;

@@ -41,6 +41,11 @@ pub struct CloneOptions {
     pub no_copy: bool,
     /// Blocks of the source that the clone shows; the rest is zeros, and `size` may then be anything. `None`: all.
     pub visible: Option<u64>,
+    /// The destination may have a size, if nothing was written to it since it was made: all of it is zeros. The clone is
+    /// no smaller, at no instant.
+    pub over_zeros: bool,
+    /// Fail unless the source has this size at the moment of the clone.
+    pub exactly: Option<u64>,
 }
 
 impl Pool {

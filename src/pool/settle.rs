@@ -9,6 +9,7 @@ use crate::layer::Layer;
 use crate::store::record::{Change, LayerRecord, VolumeRecord};
 use crate::store::stub_path;
 use crate::sync::Mutex;
+use crate::sync::atomic::Ordering;
 use crate::units::Id;
 use crate::volume::{State, Volume};
 
@@ -161,7 +162,9 @@ impl Pool {
     /// without them it would pass for a user's file.
     pub(super) fn describe_stub(&self, volume: &Volume) {
         if let State::Overlay(overlay) = &*volume.gate().read()
-            && overlay.stub.stat().is_ok_and(|s| s.size == 0)
+            // Until then a crash makes of the stub the file that it was.
+            && !overlay.debts.names_dirty.load(Ordering::Acquire)
+            && stub::lacks_text(overlay.stub.as_ref())
         {
             // A failure costs people who look at the pool without clonefs a hint, and nothing else.
             let _ = stub::describe(overlay.stub.as_ref(), overlay.id, overlay.top.size());

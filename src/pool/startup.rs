@@ -326,7 +326,7 @@ impl Pool {
         let (Some(pool), fs) = (self.env.store.pool_id(), &self.env.fs) else { return };
         for (id, size) in records {
             let path = stub_path(id);
-            if !fs.stat(&path).is_ok_and(|stat| stat.size == 0 && stat.nlink >= 2) {
+            if !fs.stat(&path).is_ok_and(|stat| (stat.size == 0 || stat.size > stub::MAX_STUB) && stat.nlink >= 2) {
                 continue;
             }
             // A failure costs the hint.

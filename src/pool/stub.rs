@@ -73,6 +73,11 @@ pub fn describe(file: &dyn File, volume: Id, size: u64) -> io::Result<()> {
     file.set_times(SetTime::At(times.atime), SetTime::At(times.mtime))
 }
 
+/// Whether the text is still to be written. A stub that was a file of zeros keeps that size until then.
+pub fn lacks_text(file: &dyn File) -> bool {
+    holds_text(file).is_ok_and(|holds| !holds)
+}
+
 /// Whether a file says of itself that it is a stub.
 pub fn claims_to_be(file: &dyn File) -> bool {
     mark_of(file, None).is_ok_and(|mark| mark != Mark::None)
@@ -89,7 +94,8 @@ pub fn marked_as(file: &dyn File, pool: Id) -> Option<Id> {
 /// Whether a file holds the text of a stub, and nothing of a user's. A mark that could not be taken off a file does not
 /// make a stub of what was written to the file later.
 pub fn holds_text(file: &dyn File) -> io::Result<bool> {
-    if file.stat()?.size > MAX_STUB {
+    let size = file.stat()?.size;
+    if size == 0 || size > MAX_STUB {
         return Ok(false);
     }
     let mut text = vec![0; MAX_STUB as usize];

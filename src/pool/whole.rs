@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Pool;
-use super::clone::{again, check_target};
+use super::clone::again;
 use super::copy::copy_bytes;
+use super::target::check_target;
 use crate::error::{Context, Error, Kind, Result};
 use crate::volume::plain::Plain;
 use crate::volume::{State, Volume};
@@ -81,7 +82,7 @@ impl Pool {
             return Err(Error::new(Kind::Invalid, "clone").because(format!("{size} bytes is less than the source has")));
         }
         let gate = target.gate().write();
-        let empty = check_target(target, &gate, 1)?;
+        let (empty, _) = check_target(target, &gate, 1, false)?;
         let result = copy_bytes(from.as_ref(), empty.file.as_ref(), len)
             .and_then(|()| empty.file.set_len(size).context("set size", &name));
         empty.touch();

@@ -325,24 +325,37 @@ impl Volume {
         if self.env.read_only { Err(Error::new(Kind::ReadOnly, "write").at(self.path())) } else { Ok(()) }
     }
 
-    fn note_write(&self) {
+    /// Its contents change now.
+    pub(crate) fn note_write(&self) {
         *self.mtime.lock() = Some(Timestamp::now());
     }
 
-    /// Writes all of `data`; the file grows if it goes past the end.
+    /// Writes all of `data`, or fails; the file grows if it goes past the end.
     pub fn write(self: &Arc<Self>, offset: u64, data: &[u8]) -> Result<()> {
-        self.write_as(offset, data, false)
+        self.write_all(offset, data, false)
     }
 
     /// The same; with `direct`, what is long goes past the page cache.
-    pub fn write_as(self: &Arc<Self>, offset: u64, data: &[u8], direct: bool) -> Result<()> {
+    pub fn write_all(self: &Arc<Self>, offset: u64, data: &[u8], direct: bool) -> Result<()> {
+        let mut done = self.write_part(offset, data, direct)?;
+        while done < data.len() {
+            // What stopped it is what the next attempt says.
+            done += self.write_part(offset + done as u64, &data[done..], direct)?;
+        }
+        Ok(())
+    }
+
+    /// Writes `data` from its beginning, as write(2) does; returns how many bytes: fewer where the disk got full on the
+    /// way, an error if none. Bytes that are not counted are what they were.
+    pub fn write_part(self: &Arc<Self>, offset: u64, data: &[u8], direct: bool) -> Result<usize> {
         let direct = direct && data.len() >= DIRECT_WRITE;
         self.change(|state| match state {
             State::Plain(plain) => {
                 plain.touch_with(data);
-                let file = &plain.file;
-                let written = if direct { file.write_direct(data, offset) } else { file.write_at(data, offset) };
-                written.map_err(|e| Error::io("write", e).at(self.path()))
+                match plain.file.write_part(data, offset, direct) {
+                    (0, Err(error)) => Err(Error::io("write", error).at(self.path())),
+                    (written, _) => Ok(written),
+                }
             }
             State::Overlay(overlay) => {
                 self.note_write();

@@ -122,50 +122,76 @@ impl Overlay {
         read_segments(&self.layout(offset / BLOCK..blocks(end)), offset, buf)
     }
 
-    /// Writes bytes; the volume grows if they go past its end.
-    pub fn write(&self, offset: u64, data: &[u8], direct: bool) -> Result<()> {
+    /// Writes bytes from their beginning; the volume grows if they go past its end. Returns how many: fewer where a call
+    /// failed on the way, an error if none. Bytes that are not counted are what they were.
+    pub fn write(&self, offset: u64, data: &[u8], direct: bool) -> Result<usize> {
         let end = offset + data.len() as u64;
         if end > MAX_VOLUME {
             return Err(Error::new(Kind::TooLarge, "write"));
         }
         if data.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
         self.pristine.store(false, Ordering::Release);
         self.mtime_dirty.store(true, Ordering::Release);
         let (first, last) = (offset / BLOCK, blocks(end));
         let file = self.top.data_for_writing()?;
         if self.top.has_all(first, last) {
-            self.put(&file, offset, data, direct)?;
-            self.top.grow_size(end);
+            let (written, failed) = self.put(&file, offset, data, direct);
+            self.top.grow_size(offset + written as u64);
             // After the write: a sync that came in between may not have seen it.
             self.top.touch(first, last);
-            return Ok(());
+            return if written > 0 { Ok(written) } else { failed.map(|()| 0) };
         }
         let _held = self.ranges.lock(first..last);
         let head = if self.top.has(first) { 0 } else { (offset % BLOCK) as usize };
         // The rest of the last block counts only up to the end of the volume; beyond that it is zeros by itself.
         let stop = (last * BLOCK).min(self.top.size().max(end));
         let tail = if self.top.has(last - 1) { 0 } else { (stop - end) as usize };
-        if head == 0 && tail == 0 {
-            self.put(&file, offset, data, direct)?;
+        let begin = offset - head as u64;
+        let (written, failed) = if head == 0 && tail == 0 {
+            self.put(&file, offset, data, direct)
         } else {
             let mut whole = vec![0; head + data.len() + tail];
-            self.read_blocks(offset - head as u64, &mut whole[..head], false)?;
+            self.read_blocks(begin, &mut whole[..head], false)?;
             whole[head..head + data.len()].copy_from_slice(data);
             self.read_blocks(end, &mut whole[head + data.len()..], false)?;
-            self.put(&file, offset - head as u64, &whole, direct)?;
+            self.put(&file, begin, &whole, direct)
+        };
+        let reached = match failed {
+            Ok(()) => end,
+            Err(error) => match self.complete_below(begin + written as u64).min(end) {
+                none if none <= offset => return Err(error),
+                some => some,
+            },
+        };
+        self.top.mark_and_grow(first, blocks(reached), reached);
+        Ok((reached - offset) as usize)
+    }
+
+    /// Writes all bytes, or fails.
+    fn write_all(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let mut done = 0;
+        while done < data.len() {
+            done += self.write(offset + done as u64, &data[done..], false)?;
         }
-        self.top.mark_and_grow(first, last, end);
         Ok(())
     }
 
-    fn put(&self, file: &FileRef, offset: u64, data: &[u8], direct: bool) -> Result<()> {
-        let written = if direct { file.write_direct(data, offset) } else { file.write_at(data, offset) };
-        if written.is_err() {
+    /// Up to where what was written up to `reached`, and no further, is there: an absent block of which a part is missing
+    /// stays absent.
+    fn complete_below(&self, reached: u64) -> u64 {
+        let block = reached / BLOCK;
+        if self.top.has(block) { reached } else { block * BLOCK }
+    }
+
+    /// Puts bytes into the data file; returns how many, and why not all.
+    fn put(&self, file: &FileRef, offset: u64, data: &[u8], direct: bool) -> (usize, Result<()>) {
+        let (written, ended) = file.write_part(data, offset, direct);
+        if ended.is_err() {
             self.ragged.store(true, Ordering::Release);
         }
-        written.context("write layer data", crate::store::data_path(self.top.file_id()))
+        (written, ended.context("write layer data", crate::store::data_path(self.top.file_id())))
     }
 
     /// Whether what a failed write has left must go before anything changes.
@@ -233,7 +259,7 @@ impl Overlay {
         }
         let block = offset / BLOCK;
         let nowhere = matches!(self.layout(block..block + 1).as_slice(), [Segment { owner: Owner::Zero, .. }]);
-        if nowhere { Ok(()) } else { self.write(offset, &vec![0; (end - offset) as usize], false) }
+        if nowhere { Ok(()) } else { self.write_all(offset, &vec![0; (end - offset) as usize]) }
     }
 
     /// Reserves space. Absent blocks stay absent.
@@ -282,7 +308,7 @@ impl Overlay {
             let mut bytes = vec![0; (old - kept * BLOCK).min(BLOCK) as usize];
             self.read_blocks(kept * BLOCK, &mut bytes, false)?;
             let file = self.top.data_for_writing()?;
-            self.put(&file, kept * BLOCK, &bytes, false)?;
+            self.put(&file, kept * BLOCK, &bytes, false).1?;
             self.top.mark(kept, kept + 1);
         }
         // What is cut off the last block must not stay in a copy of it that an adoption has made.

@@ -8,6 +8,8 @@ pub type Name = u8;
 pub enum Op {
     /// Writes parts of blocks and whole ones.
     Write(Name),
+    /// Writes over many blocks in one call.
+    Span(Name),
     /// Writes past the end.
     Append(Name),
     Fsync(Name),
@@ -28,6 +30,8 @@ pub enum Op {
     Rename(Name, Name),
     /// Copies into a new file in pieces, as qemu-img and cp do.
     CopyRange(Name, Name),
+    /// The same into a new file that has its size, and is synced, before.
+    CopyIntoZeros(Name, Name),
     /// What the keeper does every few seconds.
     Keep,
     /// Syncs the directory.
@@ -103,7 +107,12 @@ pub const ALL: [Op; 30] = [
 ];
 
 /// More, for long random sequences.
-pub const MORE: [Op; 50] = [
+pub const MORE: [Op; 55] = [
+    Span(0),
+    Span(1),
+    CopyIntoZeros(0, 2),
+    CopyIntoZeros(1, 3),
+    CopyIntoZeros(2, 1),
     CloneOver(0, 1),
     CloneOver(1, 0),
     CloneOver(1, 2),
@@ -175,7 +184,18 @@ pub const PREFIXES: [(&str, &[Op]); 8] = [
 ];
 
 /// Sequences that went wrong once: the prefix, the operations, and what happened.
-pub const REGRESSIONS: [(usize, &[Op], &str); 17] = [
+pub const REGRESSIONS: [(usize, &[Op], &str); 20] = [
+    (0, &[CopyIntoZeros(0, 2), Keep], "a copy into a synced file of zeros made an empty file of it on the way"),
+    (
+        1,
+        &[CopyIntoZeros(1, 2), Write(2), Fsync(2)],
+        "a copy into a synced file of zeros made an empty file of it on the way",
+    ),
+    (
+        2,
+        &[CopyIntoZeros(1, 2), Shrink(2), Kill],
+        "a copy into a synced file of zeros made an empty file of it on the way",
+    ),
     (0, &[Clone(0, 2)], "the mark of a stub stayed on an empty file, whose first bytes were then taken for a stub's"),
     (0, &[Clone(0, 1), Fsync(1)], "the link of the source into layers/ was not synced with the clone"),
     (1, &[Write(0)], "the first write took the user's name away before the link into layers/ was durable"),

@@ -157,7 +157,7 @@ impl Tree {
         let handle = self.names.handles().get(number)?;
         let written = handle.write(8192, &pattern(9, 8192, 4096), WriteFlags::default());
         self.names.release(number);
-        written
+        written.map(drop)
     }
 
     /// Makes what the operations find.

@@ -260,12 +260,17 @@ impl Fs for HookedFs {
 
 impl File for HookedFile {
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.write_part(data, offset, false).1
+    }
+    fn write_part(&self, data: &[u8], offset: u64, direct: bool) -> (usize, io::Result<()>) {
         if let Err(error) = self.hooks.call(Call::Write(&self.path)) {
-            let Some(Torn(errno)) = error.get_ref().and_then(|cause| cause.downcast_ref()) else { return Err(error) };
-            self.file.write_at(&data[..data.len() / 2], offset)?;
-            return Err(io::Error::from_raw_os_error(*errno));
+            let Some(Torn(errno)) = error.get_ref().and_then(|cause| cause.downcast_ref()) else {
+                return (0, Err(error));
+            };
+            let (done, _) = self.file.write_part(&data[..data.len() / 2], offset, direct);
+            return (done, Err(io::Error::from_raw_os_error(*errno)));
         }
-        self.file.write_at(data, offset)
+        self.file.write_part(data, offset, direct)
     }
     fn allocate(&self, mode: i32, offset: u64, len: u64) -> io::Result<()> {
         self.hooks.call(Call::Allocate(&self.path))?;

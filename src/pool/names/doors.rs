@@ -417,7 +417,7 @@ fn clone_argument(argument: &[u8]) -> Result<(String, CloneOptions)> {
         no_deepen: flags & door::CLONE_NO_DEEPEN != 0,
         sync: flags & door::CLONE_SYNC != 0,
         no_copy: flags & door::CLONE_NO_COPY != 0,
-        visible: None,
+        ..CloneOptions::default()
     };
     Ok((token.iter().map(|byte| format!("{byte:02x}")).collect(), options))
 }

@@ -91,6 +91,8 @@ pub fn without_ids(mode: u32) -> u32 {
 pub struct WriteFlags {
     /// The writer may not keep setuid and setgid bits.
     pub kill_ids: bool,
+    /// The kernel writes out what was stored through a mapping.
+    pub cached: bool,
     /// `O_SYNC` or `O_DSYNC`, from the open, the mount or the write itself.
     pub sync: i32,
 }
@@ -143,12 +145,19 @@ impl Handle {
         if self.is_direct() && self.pinned.get().is_none() { self.volume.read_beside(ring, offset, len) } else { None }
     }
 
-    /// Writes all of `data`.
-    pub fn write(&self, offset: u64, data: &[u8], how: WriteFlags) -> Result<()> {
+    /// Writes `data` from its beginning, see [`Volume::write_part`]; returns how many bytes. What the kernel writes out of
+    /// its cache is written as a whole, or fails: it asks for no count.
+    pub fn write(&self, offset: u64, data: &[u8], how: WriteFlags) -> Result<usize> {
         self.check_writable()?;
         self.privileges.drop_for_write(&self.volume, how.kill_ids)?;
-        self.volume.write_as(offset, data, self.is_direct())?;
-        self.sync_as_opened(how.sync)
+        let written = if how.cached {
+            self.volume.write_all(offset, data, self.is_direct())?;
+            data.len()
+        } else {
+            self.volume.write_part(offset, data, self.is_direct())?
+        };
+        self.sync_as_opened(how.sync)?;
+        Ok(written)
     }
 
     /// fallocate(2).

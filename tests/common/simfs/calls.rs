@@ -359,17 +359,24 @@ impl File for SimFile {
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        self.writable()?;
+        self.write_part(data, offset, false).1
+    }
+
+    fn write_part(&self, data: &[u8], offset: u64, _direct: bool) -> (usize, io::Result<()>) {
+        if let Err(error) = self.writable() {
+            return (0, Err(error));
+        }
         let what = |s: &State| format!("write {} {} at {offset}", s.called(self.ino), data.len());
         match enter(&self.state, Call::Data, what) {
             Ok(mut state) => state.write(self.ino, data, offset),
             Err((mut state, fault)) => {
+                let mut done = 0;
                 if fault.short {
                     // Up to the middle, and in whole sectors.
                     let end = (offset + data.len() as u64 / 2) & !511;
-                    state.write(self.ino, &data[..end.saturating_sub(offset) as usize], offset)?;
+                    done = state.write(self.ino, &data[..end.saturating_sub(offset) as usize], offset).0;
                 }
-                Err(errno(fault.errno))
+                (done, Err(errno(fault.errno)))
             }
         }
     }
@@ -409,7 +416,7 @@ impl File for SimFile {
         let mut bytes = vec![0; len as usize];
         let got = source.read_at(&mut bytes, from)?;
         let what = |s: &State| format!("share {} {len} at {to}", s.called(self.ino));
-        plain(&self.state, Call::Data, what)?.write(self.ino, &bytes[..got], to)
+        plain(&self.state, Call::Data, what)?.write(self.ino, &bytes[..got], to).1
     }
 
     fn link_to(&self, path: &Path) -> io::Result<()> {

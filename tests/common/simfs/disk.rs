@@ -141,7 +141,8 @@ impl State {
         (written + reserved) as u64
     }
 
-    pub fn write(&mut self, ino: u64, data: &[u8], offset: u64) -> io::Result<()> {
+    /// Writes until the disk is full; returns how many bytes, and why not all.
+    pub fn write(&mut self, ino: u64, data: &[u8], offset: u64) -> (usize, io::Result<()>) {
         self.run_delayed(ino);
         self.notice(ino, data);
         let data = &*self.forge(ino, data, offset);
@@ -149,22 +150,19 @@ impl State {
         let offset = if misplaced && data.len() as u64 == BLOCK { offset + BLOCK } else { offset };
         let mut done = 0;
         let mut result = Ok(());
-        while done < data.len() {
+        while done < data.len() && result.is_ok() {
             let at = offset + done as u64;
             let (block, inside) = (at / BLOCK, (at % BLOCK) as usize);
             let len = (data.len() - done).min(BLOCK as usize - inside);
-            result = self.take_space(ino, block, false);
-            if result.is_err() {
-                break;
-            }
-            self.write_block(ino, block, inside, &data[done..done + len])?;
-            done += len;
+            let bytes = &data[done..done + len];
+            result = self.take_space(ino, block, false).and_then(|()| self.write_block(ino, block, inside, bytes));
+            done += if result.is_ok() { len } else { 0 };
         }
         if done > 0 {
-            self.grow(ino, offset + done as u64)?;
+            result = result.and(self.grow(ino, offset + done as u64));
             self.modified(ino);
         }
-        result
+        (done, result)
     }
 
     fn write_block(&mut self, ino: u64, block: u64, inside: usize, data: &[u8]) -> io::Result<()> {

@@ -92,7 +92,8 @@ impl World {
     pub fn apply(&mut self, op: Op) -> Outcome<bool> {
         let has = |name: Name| self.model.get(name).is_some();
         let possible = match op {
-            Op::Clone(from, to) | Op::CloneDurably(from, to) | Op::CopyRange(from, to) => has(from) && !has(to),
+            Op::Clone(from, to) | Op::CloneDurably(from, to) => has(from) && !has(to),
+            Op::CopyRange(from, to) | Op::CopyIntoZeros(from, to) => has(from) && !has(to),
             Op::Rename(from, to) => has(from) && !self.model.same(from, to),
             Op::CloneOver(from, to) => has(from) && has(to) && !self.model.same(from, to) && !self.has_links(to),
             Op::CopyInto(from, to) => has(from) && has(to) && !self.model.same(from, to),
@@ -106,7 +107,7 @@ impl World {
             Op::AdoptFrozen | Op::Keep | Op::SyncDir | Op::Checkpoint | Op::Stick | Op::Kill => true,
             Op::Close(name) => self.open.contains_key(&name),
             Op::Write(n) | Op::Append(n) | Op::Fsync(n) | Op::Fill(n) | Op::Adopt(n) | Op::Finish(n) => has(n),
-            Op::Extend(n) | Op::Blank(n) => has(n),
+            Op::Extend(n) | Op::Blank(n) | Op::Span(n) => has(n),
             Op::Punch(n) | Op::Shrink(n) | Op::Grow(n) | Op::Unlink(n) | Op::Read(n) | Op::Export(n) => has(n),
         };
         if possible {
@@ -208,6 +209,8 @@ impl World {
             }
             Op::Rename(from, to) => self.rename(from, to),
             Op::CopyRange(from, to) => self.copy(from, to),
+            Op::CopyIntoZeros(from, to) => self.copy_into_zeros(from, to),
+            Op::Span(name) => self.write(name, 5000, 40_000),
             Op::Keep => {
                 pool.reap_dead().map_err(text)?;
                 pool.flush().map_err(text)

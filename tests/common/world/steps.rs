@@ -9,14 +9,46 @@ use clonefs::volume::Volume;
 
 use super::{SIZE, World};
 use crate::common::ops::Name;
-use crate::common::served::{Outcome, SNAPSHOT, file_name, pattern, text, volume_at};
+use crate::common::served::{Outcome, SNAPSHOT, contents, file_name, pattern, text, volume_at};
 
 impl World {
     pub(super) fn write(&mut self, name: Name, offset: u64, len: usize) -> Outcome {
         let data = pattern(self.serial, offset, len);
         self.serial += 1;
+        let before = self.model.now(name).expect("it is there").clone();
         self.edit(name, |bytes| put(bytes, offset as usize, &data));
-        self.volume(name)?.write(offset, &data).map_err(text)
+        let volume = self.volume(name)?;
+        let mut done = 0;
+        loop {
+            let written = volume.write_part(offset + done as u64, &data[done..], false).map_err(text);
+            done += written.as_ref().map_or(0, |written| *written);
+            if written.is_err() || done < len {
+                self.only(name, &before, offset, &data[..done])?;
+            }
+            written?;
+            if done == len {
+                let number = self.model.get(name).expect("it is there");
+                let whole = self.model.volumes[number].versions.last_mut().expect("it was just noted");
+                put(whole, offset as usize, &data);
+                return Ok(());
+            }
+        }
+    }
+
+    /// A write came so far and no further: nothing else may have changed (R13).
+    fn only(&mut self, name: Name, before: &[u8], offset: u64, data: &[u8]) -> Outcome {
+        let number = self.model.get(name).expect("it is there");
+        let versions = &mut self.model.volumes[number].versions;
+        let mut bytes = before.to_vec();
+        if !data.is_empty() {
+            put(&mut bytes, offset as usize, data);
+        }
+        *versions.last_mut().expect("it was just noted") = bytes;
+        // While all calls fail nothing can be read.
+        match contents(&*self.volume(name)?) {
+            Ok(got) => self.expect(name, &got, "a write that failed or came short"),
+            Err(_) => Ok(()),
+        }
     }
 
     fn create(&mut self, name: Name) -> Outcome<Arc<Volume>> {
@@ -138,6 +170,17 @@ impl World {
         self.model.link(from, to);
         self.pool.before_link(&volume).map_err(text)?;
         self.pool.fs().link(&file_name(from), &file_name(to)).map_err(text)
+    }
+
+    /// Into a new file that was given its size, all zeros, and synced.
+    pub(super) fn copy_into_zeros(&mut self, from: Name, to: Name) -> Outcome {
+        let number = self.model.create(to, vec![Vec::new()]);
+        let target = self.create(to)?;
+        self.edit(to, |bytes| bytes.resize(SIZE + 20_000, 0));
+        target.set_size(SIZE as u64 + 20_000).map_err(text)?;
+        target.sync(false).map_err(text)?;
+        self.model.synced(number, self.sync_names);
+        self.copy_pieces(from, to, &target)
     }
 
     fn copy_pieces(&mut self, from: Name, to: Name, target: &Arc<Volume>) -> Outcome {

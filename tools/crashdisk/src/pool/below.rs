@@ -102,7 +102,8 @@ impl Files for Below {
     }
 
     fn write(&self, name: &str, offset: u64, bytes: &[u8], _direct: bool) -> Result<()> {
-        self.with(name, |handle| handle.write(offset, bytes, WriteFlags::default()))
+        self.with(name, |handle| handle.write(offset, bytes, WriteFlags { cached: true, ..WriteFlags::default() }))?;
+        Ok(())
     }
 
     fn write_mapped(&self, name: &str, _len: u64, offset: u64, bytes: &[u8]) -> Result<()> {

@@ -321,6 +321,10 @@ impl File for PlantedFile {
         self.file.write_at(data, offset)?;
         self.again_later(offset, || Ok(data.to_vec()))
     }
+    fn write_part(&self, data: &[u8], offset: u64, direct: bool) -> (usize, io::Result<()>) {
+        let (done, ended) = self.file.write_part(data, offset, direct);
+        (done, ended.and_then(|()| self.again_later(offset, || Ok(data.to_vec()))))
+    }
     fn share_range(&self, source: &dyn File, from: u64, to: u64, len: u64) -> io::Result<()> {
         self.file.share_range(source, from, to, len)?;
         self.again_later(to, || {
