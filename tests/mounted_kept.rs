@@ -268,3 +268,21 @@ fn who_waits_beside_a_snapshot_is_told_of_it() {
         assert_eq!(pool.info("vm.img").state, VolumeState::Independent);
     });
 }
+
+/// The last of many waited for a fixed time only, although the others were being worked on all the while.
+#[test]
+fn who_waits_for_the_last_of_many_waits_as_long_as_work_goes_on() {
+    on(&[Backing::Ext4], |pool| {
+        pool.unmount();
+        pool.mount("deepen=auto,rate=1M");
+        for number in 0..24 {
+            pool.write(&format!("base{number}"), &noise(number, 1 << 20));
+            pool.clone(&format!("base{number}"), &format!("clone{number}"));
+        }
+        // Longer than anybody waits for a pool in which nothing is done.
+        let begun = Instant::now();
+        clonefs([Path::new("wait"), pool.root()]).success();
+        assert!(begun.elapsed() > Duration::from_secs(16), "it has to take longer to show anything");
+        assert_eq!(pool.info("clone23").state, VolumeState::Independent);
+    });
+}

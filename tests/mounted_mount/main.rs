@@ -3,6 +3,7 @@
 mod beside;
 mod durable;
 mod endings;
+mod served;
 #[path = "../support/mod.rs"]
 mod support;
 mod users;

@@ -1,0 +1,115 @@
+//! Pools that an ordinary user serves, whose daemon has no more rights than that user.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use crate::support;
+use tempfile::TempDir;
+
+/// In a mount namespace of its own, where every user may open the FUSE device: `$DISK` is made by `$MKFS`, the user `daemon`
+/// (fusermount3 wants one that has a name) has a pool in it and serves it.
+const PRELUDE: &str = r#"
+set -eux
+cd "$PLACE"
+mknod -m 666 device c 10 229
+mount --bind device /dev/fuse
+user() { setpriv --reuid 1 --regid 1 --clear-groups "$@"; }
+truncate -s "$SIZE" disk.img
+$MKFS disk.img
+mkdir disk
+mount -o loop disk.img disk
+mkdir disk/pool disk/mnt
+chown 1:1 disk/pool disk/mnt
+trap 'cd "$PLACE"; umount -l disk/mnt; umount -l disk' EXIT
+cd disk
+ln -s ../clonefs clonefs
+up() { user ./clonefs mount pool mnt; }
+"#;
+
+/// Runs `script` after the prelude.
+fn served(size: &str, mkfs: &str, script: &str) {
+    if !support::ready() {
+        return;
+    }
+    let place = TempDir::new().unwrap();
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    // The program may lie where that user cannot go.
+    fs::copy(env!("CARGO_BIN_EXE_clonefs"), place.path().join("clonefs")).unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "bash", "-c", &format!("{PRELUDE}{script}")]);
+    support::run(command.env("PLACE", place.path()).env("SIZE", size).env("MKFS", mkfs)).success();
+}
+
+/// The names of the user's own file and of one of root's are exchanged beside the mount, all the time.
+#[test]
+fn names_that_are_exchanged_below_a_users_daemon_give_nothing_of_roots() {
+    let script = r#"
+cp /bin/true pool/g
+chmod 666 pool/g
+user cp /bin/true pool/x
+up
+cat >race.py <<'PY'
+import ctypes, os, time
+libc = ctypes.CDLL(None, use_errno=True)
+end = time.time() + 2
+while time.time() < end:
+    libc.renameat2(-100, b"pool/x", -100, b"pool/g", 2)
+PY
+user python3 race.py &
+while kill -0 $!; do user chmod 4777 mnt/x || true; user mkdir mnt/d && user rmdir mnt/d; done
+wait
+for name in x g; do
+    [ "$(stat -c %u pool/$name)" != 0 ] || [ "$(stat -c %a pool/$name)" = 666 ]
+done
+stat -c %u pool/x pool/g | sort | paste -sd ' ' | grep -x '0 1'
+"#;
+    served("64M", "mkfs.ext4 -q -F", script);
+}
+
+#[test]
+fn a_users_daemon_leaves_what_is_kept_for_root() {
+    let script = r#"
+up
+kept=$(($(stat -f -c '%f - %a' .)))
+[ "$kept" -gt 1000 ]
+user dd if=/dev/zero of=mnt/big bs=1M 2>said || grep 'No space' said
+[ "$(stat -f -c %f .)" -ge "$kept" ]
+"#;
+    served("64M", "mkfs.ext4 -q -F -m 20", script);
+}
+
+#[test]
+fn a_users_daemon_clones_in_a_directory_with_a_project() {
+    let script = r#"
+user mkdir pool/d
+chattr -p 7 pool/d
+chattr +P pool/d
+up
+user dd if=/dev/urandom of=mnt/d/base bs=64k count=20
+user cp mnt/d/base before
+user ./clonefs clone mnt/d/base mnt/d/clone
+echo changed | user dd of=mnt/d/base conv=notrunc
+cmp before mnt/d/clone 2>/dev/null || user cmp before mnt/d/clone
+user ./clonefs deepen --wait mnt/d/clone
+user ./clonefs unmount mnt
+cmp before pool/d/clone
+head -c 7 pool/d/base | grep -x changed
+"#;
+    served("400M", "mkfs.xfs -q -f", &format!("chown 1:1 .\n{script}"));
+}
+
+#[test]
+fn a_program_loses_its_privileges_at_once_below_a_users_daemon() {
+    let script = r#"
+user cp /bin/true pool/program
+user chmod 6777 pool/program
+up
+for _ in $(seq 20); do
+    user stat -c %a mnt/program
+    user chmod 6777 mnt/program
+    user python3 -c 'import os; os.pwrite(os.open("mnt/program", os.O_WRONLY), b"!", 0); assert os.stat("mnt/program").st_mode & 0o6000 == 0'
+done
+"#;
+    served("64M", "mkfs.ext4 -q -F", script);
+}
