@@ -10,7 +10,8 @@ use fuser::{
 use super::convert::{absent, attr, file_type};
 use super::{Adapter, Lifetimes};
 use crate::error::{Error, Result};
-use crate::pool::names::{Caller, Found, Handle, Listed, NameTree};
+use crate::io::FileKind;
+use crate::pool::names::{Attributes, Caller, Found, Handle, Listed, NameTree};
 
 impl Adapter {
     pub(super) fn reply_entry(&self, result: Result<Found>, reply: ReplyEntry) {
@@ -50,6 +51,7 @@ impl Adapter {
         // Removed since the directory was read: left out, as a later reader would.
         let Ok(found) = self.names.lookup_by(directory, &entry.name, caller) else { return true };
         let (attributes, generation) = (attr(&found.attributes), Generation(found.generation));
+        let lifetime = trusted(lifetime, &found.attributes);
         let full = reply.add(attributes.ino, offset, &entry.name, &lifetime, &attributes, generation);
         if full {
             self.names.forget(found.node, 1);
@@ -58,11 +60,17 @@ impl Adapter {
     }
 }
 
+/// How long the kernel may trust these attributes, which are good for `lifetime` in general. What one caller alone is to see
+/// must not be kept for others. Nor must the mode of a program that runs as somebody else: the daemon takes setuid and setgid
+/// off when the file is written to, and the kernel would go on to run it as its owner.
+pub(super) fn trusted(lifetime: Duration, attributes: &Attributes) -> Duration {
+    let privileged = attributes.stat.kind() == FileKind::File && attributes.stat.mode & 0o6000 != 0;
+    if attributes.private || privileged { Duration::ZERO } else { lifetime }
+}
+
 pub(super) fn reply_attributes(names: &NameTree, id: INodeNo, caller: &Caller, lifetime: Duration, reply: ReplyAttr) {
     match names.attributes(id.0, caller) {
-        // What one caller alone is to see must not be kept for others.
-        Ok(attributes) if attributes.private => reply.attr(&Duration::ZERO, &attr(&attributes)),
-        Ok(attributes) => reply.attr(&lifetime, &attr(&attributes)),
+        Ok(attributes) => reply.attr(&trusted(lifetime, &attributes), &attr(&attributes)),
         Err(error) => reply.error(code("getattr", &error)),
     }
 }
@@ -76,7 +84,8 @@ pub(super) fn reply_written(result: Result<usize>, reply: ReplyWrite) {
 
 pub(super) fn reply_found(found: &Found, lifetimes: &Lifetimes, reply: ReplyEntry) {
     let (attributes, generation) = (attr(&found.attributes), Generation(found.generation));
-    reply.entry_with_ttls(&lifetimes.attributes, &lifetimes.names, &attributes, generation);
+    let lifetime = trusted(lifetimes.attributes, &found.attributes);
+    reply.entry_with_ttls(&lifetime, &lifetimes.names, &attributes, generation);
 }
 
 /// The errno of an error. Unusual ones are logged: the caller sees a number only.

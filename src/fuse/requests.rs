@@ -13,7 +13,9 @@ use fuser::{
 };
 
 use super::convert::{absent, attr, change, device, file_type, flags_of_rename, whence};
-use super::replies::{code, open_flags, reply_attributes, reply_empty, reply_found, reply_written, reply_xattr};
+use super::replies::{
+    code, open_flags, reply_attributes, reply_empty, reply_found, reply_written, reply_xattr, trusted,
+};
 use super::{Adapter, Lifetimes, edge, past};
 use crate::door;
 use crate::io::{FileRef, writes_for};
@@ -258,7 +260,8 @@ impl Filesystem for Adapter {
         edge("create", || match self.names.create(parent.0, name, &how, flags) {
             Ok((found, handle)) => {
                 let (attr, generation) = (attr(&found.attributes), Generation(found.generation));
-                reply.created(&self.lifetimes.attributes, &attr, generation, FileHandle(handle), open_flags());
+                let lifetime = trusted(self.lifetimes.attributes, &found.attributes);
+                reply.created(&lifetime, &attr, generation, FileHandle(handle), open_flags());
             }
             Err(error) => reply.error(code("create", &error)),
         });
@@ -291,7 +294,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let cached = how.contains(FuseWriteFlags::FUSE_WRITE_CACHE);
-        let kill_ids = how.contains(FuseWriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let kill_ids = how.contains(FuseWriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| caller(req));
         let how = WriteFlags { kill_ids, cached, sync: flags.0 };
         let handle = match self.names.handles().get(handle.0) {
             Ok(handle) => handle,

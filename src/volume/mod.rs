@@ -375,7 +375,8 @@ impl Volume {
         let end = end.ok_or_else(|| Error::new(Kind::Invalid, "allocate").at(self.path()))?;
         self.change(|state| match state {
             State::Plain(plain) => {
-                plain.touch();
+                // Whatever it does, it makes nothing but zeros: what holds nothing still does.
+                plain.durability.set_dirty();
                 plain.file.allocate(mode, offset, len).context("allocate", self.path())
             }
             State::Overlay(overlay) => {

@@ -30,8 +30,8 @@ pub enum Op {
     Rename(Name, Name),
     /// Copies into a new file in pieces, as qemu-img and cp do.
     CopyRange(Name, Name),
-    /// The same into a new file that has its size, and is synced, before.
-    CopyIntoZeros(Name, Name),
+    /// Makes a new file that has a size and no data.
+    Zeros(Name),
     /// What the keeper does every few seconds.
     Keep,
     /// Syncs the directory.
@@ -110,9 +110,9 @@ pub const ALL: [Op; 30] = [
 pub const MORE: [Op; 55] = [
     Span(0),
     Span(1),
-    CopyIntoZeros(0, 2),
-    CopyIntoZeros(1, 3),
-    CopyIntoZeros(2, 1),
+    Zeros(2),
+    Zeros(3),
+    CopyInto(0, 2),
     CloneOver(0, 1),
     CloneOver(1, 0),
     CloneOver(1, 2),
@@ -185,15 +185,19 @@ pub const PREFIXES: [(&str, &[Op]); 8] = [
 
 /// Sequences that went wrong once: the prefix, the operations, and what happened.
 pub const REGRESSIONS: [(usize, &[Op], &str); 20] = [
-    (0, &[CopyIntoZeros(0, 2), Keep], "a copy into a synced file of zeros made an empty file of it on the way"),
+    (
+        0,
+        &[Zeros(2), Fsync(2), CopyInto(0, 2), Keep],
+        "a copy into a synced file of zeros made an empty file of it on the way",
+    ),
     (
         1,
-        &[CopyIntoZeros(1, 2), Write(2), Fsync(2)],
+        &[Zeros(2), Fsync(2), CopyInto(1, 2), Write(2), Fsync(2)],
         "a copy into a synced file of zeros made an empty file of it on the way",
     ),
     (
         2,
-        &[CopyIntoZeros(1, 2), Shrink(2), Kill],
+        &[Zeros(2), Fsync(2), CopyInto(1, 2), Shrink(2), Kill],
         "a copy into a synced file of zeros made an empty file of it on the way",
     ),
     (0, &[Clone(0, 2)], "the mark of a stub stayed on an empty file, whose first bytes were then taken for a stub's"),

@@ -49,6 +49,23 @@ fn a_refused_reflink_becomes_a_clone_on_a_mount_and_stays_refused_elsewhere() {
     let range = host.read(&host.pool("range.img"));
     assert!(range.len() == (1 << 20) + 131072 && range[1 << 20..] == bytes[65536..][..131072]);
     assert!(range[..1 << 20].iter().all(|&b| b == 0));
+    // What ioctl_ficlonerange(2) refuses: offsets and lengths within a block, an overlap in one file, what the source has not,
+    // and a source's last block, cut off, in the middle of a file.
+    let odd = host.pool("odd.img");
+    host.write(&odd, &noise(3, 70_000));
+    for (source, range) in [
+        (&base, "1 0 65536"),
+        (&base, "0 1 65536"),
+        (&base, "0 0 65000"),
+        (&base, "0 0 4194304"),
+        (&host.pool("long.img"), "0 4096 65536"),
+        (&odd, "0 0 70000"),
+    ] {
+        let line = format!("xfs_io -c 'reflink {source} {range}' {} 2>&1 || true", host.pool("long.img"));
+        let said = with(&line).success().stdout.clone();
+        assert!(said.contains("Invalid argument"), "{source} {range}: {said}");
+    }
+    assert_eq!(host.read(&host.pool("long.img")), long);
     // Elsewhere nothing changes: from one filesystem to another, and on one that has no clones.
     with(&format!("cp --reflink=always {outside} {}", host.pool("b.img"))).code(1);
     with(&format!("cp --reflink=always {base} {}", host.outside("b.img"))).code(1);

@@ -193,3 +193,23 @@ fn whoever_changes_a_file_takes_its_privileges_away() {
         }
     });
 }
+
+#[test]
+fn setgid_without_execution_goes_when_a_stranger_to_the_group_writes_and_no_mode_is_remembered() {
+    on(&[Backing::Ext4], |pool| {
+        pool.write("base", &noise(4, 100_000));
+        pool.clone("base", "overlay");
+        for name in ["base", "overlay"] {
+            let path = pool.at(name);
+            for (groups, kept) in [(&[77][..], 0o2666), (&[][..], 0o666)] {
+                chown(&path, Some(0), Some(77)).unwrap();
+                set_mode(&path, 0o6666);
+                // The kernel has just been told the mode.
+                assert_eq!(mode(&path), 0o6666);
+                let write = || fs::OpenOptions::new().write(true).open(&path).unwrap().write_all_at(b"x", 5).unwrap();
+                as_user_in(1234, 1234, groups, write);
+                assert_eq!(mode(&path), kept, "{name}, written by a member of {groups:?}");
+            }
+        }
+    });
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::caller::{CAP_FSETID, Caller};
 use super::copying;
-use super::handle::{Handle, without_ids};
+use super::handle::Handle;
 use super::{NameTree, TRIES, Target, errno, snapshots, stale};
 use crate::door::ResizeRequest;
 use crate::error::{Context, Error, Kind, Result};
@@ -231,10 +231,10 @@ impl NameTree {
         privileges.drop_for_write(volume, self.loses_ids(volume, caller))
     }
 
-    /// Whether a write by this caller takes setuid and setgid bits away. Only files that have some cost a look at /proc.
-    pub(super) fn loses_ids(&self, volume: &Arc<Volume>, caller: &Caller) -> bool {
+    /// The caller, if a write by it takes setuid or setgid bits away. Only files that have some cost a look at /proc.
+    pub(super) fn loses_ids<'a>(&self, volume: &Arc<Volume>, caller: &'a Caller) -> Option<&'a Caller> {
         let mode = volume.file().and_then(|file| file.stat().ok()).map_or(0, |stat| stat.mode);
-        without_ids(mode) != mode && !caller.capable(CAP_FSETID)
+        (mode & (libc::S_ISUID | libc::S_ISGID) != 0 && !caller.capable(CAP_FSETID)).then_some(caller)
     }
 
     /// fallocate(2).

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 
 use crate::sync::{Mutex, RwLock};
 
+use super::caller::Caller;
 use super::errno;
 use super::listing::Window;
 use super::ways::{Past, Ways};
@@ -45,22 +46,24 @@ impl Privileges {
         self.0.store(0, Ordering::SeqCst);
     }
 
-    /// Before bytes of `volume` change: takes file capabilities away, and with `ids` the setuid and setgid bits too.
+    /// Before bytes of `volume` change: takes file capabilities away, and the setuid and setgid bits that `writer` may not
+    /// keep, if there is one.
     ///
     /// The kernel does this by itself for what the daemon writes to a plain file; the bytes of an overlay go to another
     /// file than the one that carries its attributes.
-    pub(super) fn drop_for_write(&self, volume: &Volume, ids: bool) -> Result<()> {
-        let wanted = NO_CAPABILITIES | if ids { NO_IDS } else { 0 };
+    pub(super) fn drop_for_write(&self, volume: &Volume, writer: Option<&Caller>) -> Result<()> {
+        let wanted = NO_CAPABILITIES | if writer.is_some() { NO_IDS } else { 0 };
         if self.0.load(Ordering::SeqCst) & wanted == wanted {
             return Ok(());
         }
         // Under the volume's gate: no other file takes the place of this one with the privileges that it has now.
         let dropped = volume.with_file(|file| {
             drop_capabilities(file)?;
-            if ids { drop_ids(file) } else { Ok(()) }
+            writer.map_or(Ok(false), |writer| drop_ids(file, writer))
         });
-        dropped.context("take the privileges off a file that is written to", volume.path())?;
-        self.0.fetch_or(wanted, Ordering::SeqCst);
+        let gone = dropped.context("take the privileges off a file that is written to", volume.path())?;
+        // What one writer may keep, the next one may not.
+        self.0.fetch_or(if gone { wanted } else { NO_CAPABILITIES }, Ordering::SeqCst);
         Ok(())
     }
 }
@@ -74,23 +77,26 @@ fn drop_capabilities(file: &FileRef) -> io::Result<()> {
     }
 }
 
-fn drop_ids(file: &FileRef) -> io::Result<()> {
-    let mode = file.stat()?.mode & 0o7777;
-    let kept = without_ids(mode);
-    if kept == mode { Ok(()) } else { file.chmod(kept) }
-}
-
-/// The mode that is left when a file is written to: setgid without group execution is not a privilege.
-pub fn without_ids(mode: u32) -> u32 {
-    let group = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
-    mode & !(libc::S_ISUID | group)
+/// Whether none are left.
+fn drop_ids(file: &FileRef, writer: &Caller) -> io::Result<bool> {
+    let stat = file.stat()?;
+    let mode = stat.mode & 0o7777;
+    let mut kept = mode & !libc::S_ISUID;
+    // Without execution by the group, setgid is no privilege, and stays where a member of the group writes.
+    if mode & libc::S_ISGID != 0 && (mode & libc::S_IXGRP != 0 || !writer.in_group(stat.gid)) {
+        kept &= !libc::S_ISGID;
+    }
+    if kept != mode {
+        file.chmod(kept)?;
+    }
+    Ok(kept & (libc::S_ISUID | libc::S_ISGID) == 0)
 }
 
 /// How a write came in.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WriteFlags {
-    /// The writer may not keep setuid and setgid bits.
-    pub kill_ids: bool,
+    /// A writer that may not keep setuid and setgid bits.
+    pub kill_ids: Option<Caller>,
     /// The kernel writes out what was stored through a mapping.
     pub cached: bool,
     /// `O_SYNC` or `O_DSYNC`, from the open, the mount or the write itself.
@@ -149,7 +155,7 @@ impl Handle {
     /// its cache is written as a whole, or fails: it asks for no count.
     pub fn write(&self, offset: u64, data: &[u8], how: WriteFlags) -> Result<usize> {
         self.check_writable()?;
-        self.privileges.drop_for_write(&self.volume, how.kill_ids)?;
+        self.privileges.drop_for_write(&self.volume, how.kill_ids.as_ref())?;
         let written = if how.cached {
             self.volume.write_all(offset, data, self.is_direct())?;
             data.len()
@@ -161,7 +167,7 @@ impl Handle {
     }
 
     /// fallocate(2).
-    pub fn allocate(&self, mode: i32, offset: u64, len: u64, kill_ids: bool) -> Result<()> {
+    pub fn allocate(&self, mode: i32, offset: u64, len: u64, kill_ids: Option<&Caller>) -> Result<()> {
         self.check_writable()?;
         self.privileges.drop_for_write(&self.volume, kill_ids)?;
         self.volume.allocate(mode, offset, len)?;

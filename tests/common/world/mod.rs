@@ -93,7 +93,8 @@ impl World {
         let has = |name: Name| self.model.get(name).is_some();
         let possible = match op {
             Op::Clone(from, to) | Op::CloneDurably(from, to) => has(from) && !has(to),
-            Op::CopyRange(from, to) | Op::CopyIntoZeros(from, to) => has(from) && !has(to),
+            Op::CopyRange(from, to) => has(from) && !has(to),
+            Op::Zeros(name) => !has(name),
             Op::Rename(from, to) => has(from) && !self.model.same(from, to),
             Op::CloneOver(from, to) => has(from) && has(to) && !self.model.same(from, to) && !self.has_links(to),
             Op::CopyInto(from, to) => has(from) && has(to) && !self.model.same(from, to),
@@ -209,7 +210,7 @@ impl World {
             }
             Op::Rename(from, to) => self.rename(from, to),
             Op::CopyRange(from, to) => self.copy(from, to),
-            Op::CopyIntoZeros(from, to) => self.copy_into_zeros(from, to),
+            Op::Zeros(name) => self.zeros(name),
             Op::Span(name) => self.write(name, 5000, 40_000),
             Op::Keep => {
                 pool.reap_dead().map_err(text)?;

@@ -172,15 +172,12 @@ impl World {
         self.pool.fs().link(&file_name(from), &file_name(to)).map_err(text)
     }
 
-    /// Into a new file that was given its size, all zeros, and synced.
-    pub(super) fn copy_into_zeros(&mut self, from: Name, to: Name) -> Outcome {
-        let number = self.model.create(to, vec![Vec::new()]);
-        let target = self.create(to)?;
-        self.edit(to, |bytes| bytes.resize(SIZE + 20_000, 0));
-        target.set_size(SIZE as u64 + 20_000).map_err(text)?;
-        target.sync(false).map_err(text)?;
-        self.model.synced(number, self.sync_names);
-        self.copy_pieces(from, to, &target)
+    /// A new file that was given its size: all zeros.
+    pub(super) fn zeros(&mut self, name: Name) -> Outcome {
+        self.model.create(name, vec![Vec::new()]);
+        let target = self.create(name)?;
+        self.edit(name, |bytes| bytes.resize(SIZE + 20_000, 0));
+        target.set_size(SIZE as u64 + 20_000).map_err(text)
     }
 
     fn copy_pieces(&mut self, from: Name, to: Name, target: &Arc<Volume>) -> Outcome {

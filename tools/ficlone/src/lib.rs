@@ -25,6 +25,9 @@ const IOC_TOKEN: c_ulong = 0x8010_cf01;
 /// `_IOW(0xCF, 2, struct { u8 token[16]; u64 size; u64 flags; })`.
 const IOC_CLONE: c_ulong = 0x4020_cf02;
 
+/// The block of every clonefs pool.
+const BLOCK: u64 = 4096;
+
 /// What FICLONERANGE takes.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -79,20 +82,37 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_voi
 fn clone(target: c_int, range: Range) -> Result<(), c_int> {
     let source = c_int::try_from(range.source).map_err(|_| libc::EBADF)?;
     let (from, to) = (status(source)?, status(target)?);
-    if from.st_dev != to.st_dev || from.st_ino == to.st_ino {
+    if from.st_dev != to.st_dev {
         return Err(libc::EOPNOTSUPP);
     }
     let token = token(source)?;
     let size = from.st_size as u64;
-    let length = if range.length == 0 { size.saturating_sub(range.offset) } else { range.length };
-    if range.offset.checked_add(length).is_none_or(|end| end > size) {
+    let length = match range.length {
+        0 => size.checked_sub(range.offset).ok_or(libc::EINVAL)?,
+        length => length,
+    };
+    if !is_valid(&range, length, size, to.st_size as u64, from.st_ino == to.st_ino) {
         return Err(libc::EINVAL);
     }
-    let whole = range.offset == 0 && range.target_offset == 0 && length == size;
-    if whole && to.st_size <= from.st_size && holds_nothing(target, &to) && clone_whole(target, &to, token) {
+    // Into a file that has a size nothing is cloned by emptying it first: somebody may look, or the power go.
+    let whole = range.offset == 0 && range.target_offset == 0 && length == size && to.st_size == 0;
+    if whole && clone_whole(target, token) {
         return Ok(());
     }
     copy(source, range.offset, target, range.target_offset, length)
+}
+
+/// What filesystems with reflinks demand of a range, see ioctl_ficlonerange(2): whole blocks that the source has, of which
+/// only its last one may be cut off, and then by the end of the destination too; and no overlap in one file.
+fn is_valid(range: &Range, length: u64, size: u64, target_size: u64, same_file: bool) -> bool {
+    let (from, to) = (range.offset, range.target_offset);
+    let (Some(from_end), Some(to_end)) = (from.checked_add(length), to.checked_add(length)) else { return false };
+    if !from.is_multiple_of(BLOCK) || !to.is_multiple_of(BLOCK) || from_end > size || to_end > i64::MAX as u64 {
+        return false;
+    }
+    let whole_blocks = length.is_multiple_of(BLOCK) || from_end == size && to_end >= target_size;
+    let blocks = length.next_multiple_of(BLOCK);
+    whole_blocks && !(same_file && length > 0 && from < to.saturating_add(blocks) && to < from.saturating_add(blocks))
 }
 
 fn status(fd: c_int) -> Result<libc::stat, c_int> {
@@ -110,33 +130,11 @@ fn token(source: c_int) -> Result<[u8; 16], c_int> {
     if result == -1 { Err(libc::EOPNOTSUPP) } else { Ok(token) }
 }
 
-/// Whether a file is empty, or has a size and perhaps space but no data: libvirt makes it so before it clones.
-fn holds_nothing(fd: c_int, status: &libc::stat) -> bool {
-    if status.st_size == 0 {
-        return true;
-    }
-    // SAFETY: these calls take numbers. The second moves the position in the file, the third puts it back.
-    unsafe {
-        let position = libc::lseek64(fd, 0, libc::SEEK_CUR);
-        let none = position != -1 && libc::lseek64(fd, 0, libc::SEEK_DATA) == -1 && errno() == libc::ENXIO;
-        position != -1 && libc::lseek64(fd, position, libc::SEEK_SET) == position && none
-    }
-}
-
-/// Makes a file that holds nothing a clone, which has to be empty for that; false if that cannot be, and then it has
-/// its size again.
-fn clone_whole(target: c_int, status: &libc::stat, token: [u8; 16]) -> bool {
-    let resize = |size| {
-        // SAFETY: this call takes numbers.
-        status.st_size == 0 || unsafe { libc::ftruncate64(target, size) == 0 }
-    };
+/// Makes an empty file a clone; false if that cannot be.
+fn clone_whole(target: c_int, token: [u8; 16]) -> bool {
     let mut request = CloneRequest { token, size: 0, flags: 0 };
     // SAFETY: the request reads this struct.
-    if resize(0) && unsafe { next_ioctl(target, IOC_CLONE, (&raw mut request).cast()) == 0 } {
-        return true;
-    }
-    resize(status.st_size);
-    false
+    unsafe { next_ioctl(target, IOC_CLONE, (&raw mut request).cast()) == 0 }
 }
 
 /// Copies the range, which clonefs shares where it can.
