@@ -6,19 +6,20 @@ use std::path::{Path, PathBuf};
 /// Rank of each module: it may use modules of a lower rank only. `units`, `error`, `door` and `sync` are for all.
 const RANKS: &[(&str, u32)] = &[
     ("io", 1),
-    ("store", 2),
-    ("layer", 3),
-    ("events", 3),
-    ("policy", 3),
-    ("volume", 4),
-    ("pool", 5),
-    ("compactor", 6),
-    ("transfer", 6),
-    ("fuse", 7),
-    ("mount", 8),
-    ("client", 9),
-    ("vm", 10),
-    ("cli", 11),
+    ("note", 2),
+    ("store", 3),
+    ("layer", 4),
+    ("events", 4),
+    ("policy", 4),
+    ("volume", 5),
+    ("pool", 6),
+    ("compactor", 7),
+    ("transfer", 7),
+    ("fuse", 8),
+    ("mount", 9),
+    ("client", 10),
+    ("vm", 11),
+    ("cli", 12),
 ];
 const FOR_ALL: &[&str] = &["units", "error", "door", "sync"];
 

@@ -135,6 +135,11 @@ fn describe(pool: &PoolStatus, terminal: bool) -> String {
         "mounted   {mounted}, served by process {} (clonefs {}, {})",
         pool.pid, pool.version, pool.engine
     );
+    if let Some(kept) = &pool.continuity {
+        let times = kept.servers.saturating_sub(1);
+        let ends = kept.ends.as_ref().map_or(String::new(), |why| format!("; the mount ends with its server: {why}"));
+        let _ = writeln!(out, "kept      by process {}, taken over {}{ends}", kept.holder, text::count(times, "time"));
+    }
     if !matches!(pool.passthrough.as_str(), "" | "off") {
         let _ = writeln!(out, "past us   passthrough={}, {} files open", pool.passthrough, pool.open_past);
     }
@@ -227,6 +232,7 @@ mod tests {
             mountpoint: "/srv/vms".into(),
             pid: 42,
             version: "0.1.0".into(),
+            continuity: None,
             pool_id: None,
             backing: "ext4".into(),
             free_bytes: 10 << 30,

@@ -155,6 +155,17 @@ pub struct Trouble {
     pub remedy: String,
 }
 
+/// What happens when the process that serves a mount dies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Continuity {
+    /// The process that keeps the mount and starts another server.
+    pub holder: u32,
+    /// Servers that were started so far.
+    pub servers: u64,
+    /// Why the mount would end all the same, if that is so.
+    pub ends: Option<String>,
+}
+
 /// State of the daemon and its pool.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PoolStatus {
@@ -166,6 +177,9 @@ pub struct PoolStatus {
     pub pid: u32,
     /// Version of that process.
     pub version: String,
+    /// Who keeps the mount when that process dies; `None`: the mount ends with it.
+    #[serde(default)]
+    pub continuity: Option<Continuity>,
     /// Id of the pool; `None` while nothing was ever cloned.
     pub pool_id: Option<String>,
     /// Type of the backing filesystem, such as `ext4`.

@@ -10,8 +10,8 @@ mod requests;
 pub mod stub;
 
 pub use answers::{
-    DiffPage, JobStatus, Level, Piece, PoolStatus, ScrubStatus, SnapshotInfo, SpaceStatus, Trouble, VolumeInfo,
-    VolumeState, VolumeUsage,
+    Continuity, DiffPage, JobStatus, Level, Piece, PoolStatus, ScrubStatus, SnapshotInfo, SpaceStatus, Trouble,
+    VolumeInfo, VolumeState, VolumeUsage,
 };
 pub use requests::{
     CloneRequest, DeepenAction, DeepenRequest, GroupRequest, ResizeRequest, SnapshotAction, SnapshotRequest,

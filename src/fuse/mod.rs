@@ -5,12 +5,16 @@
 //! Threads that read requests never wait for the kernel: whatever can need pages that the kernel still caches (a clone,
 //! a pin, finding holes, a hard link) runs on `Workers`, which users have in turn, and the reply goes with it.
 
+mod changes;
 mod convert;
+mod deaths;
 mod kernel;
+mod once;
 mod past;
 mod reading;
 mod replies;
 mod requests;
+mod slow;
 mod workers;
 
 use std::cell::Cell;
@@ -20,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::kernel::KernelEnd;
+pub use self::once::Once;
 
 use self::reading::Reading;
 use self::workers::Workers;
@@ -48,6 +53,8 @@ pub struct Adapter {
     /// they are never behind what does.
     changers: Workers,
     lifetimes: Lifetimes,
+    /// Sees to it that what comes again is not done again.
+    once: Once,
     /// The kernel can take opens past the daemon.
     passthrough: bool,
 }
@@ -55,16 +62,23 @@ pub struct Adapter {
 impl Adapter {
     /// Serves `names`, with `threads` threads, no more than half of which wait for reads where there is a ring. Starts
     /// threads of its own.
-    pub fn new(names: Arc<NameTree>, ring: Option<Ring>, threads: usize, lifetimes: Lifetimes) -> io::Result<Adapter> {
+    pub fn new(
+        names: Arc<NameTree>,
+        ring: Option<Ring>,
+        threads: usize,
+        lifetimes: Lifetimes,
+        once: Once,
+    ) -> io::Result<Adapter> {
         let workers = Arc::new(Workers::start()?);
         let reading = Reading::new(ring, (threads / 2).max(1), workers.clone());
         let changers = Workers::start()?;
-        Ok(Adapter { names, reading, workers, changers, lifetimes, passthrough: false })
+        Ok(Adapter { names, reading, workers, changers, lifetimes, once, passthrough: false })
     }
 }
 
 /// The edge that no panic passes: the reply, dropped on the way, tells the caller EIO, and other requests go on.
 fn edge(name: &'static str, work: impl FnOnce()) {
+    deaths::working_on(name);
     GUARDED.set(true);
     if catch_unwind(AssertUnwindSafe(work)).is_err() {
         tracing::error!("a bug in clonefs: {name} panicked; the caller got EIO");

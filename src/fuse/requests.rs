@@ -12,16 +12,16 @@ use fuser::{
     Request, TimeOrNow, WriteFlags as FuseWriteFlags,
 };
 
+use super::changes::{attribute_removed, attribute_set, changed, linked, written};
 use super::convert::{absent, attr, change, device, file_type, flags_of_rename, whence};
+use super::once::turn;
 use super::replies::{
     code, open_flags, reply_attributes, reply_empty, reply_found, reply_written, reply_xattr, trusted,
 };
 use super::{Adapter, Lifetimes, edge, past};
 use crate::door;
 use crate::io::{FileRef, writes_for};
-use crate::pool::names::{
-    Caller, Creation, Listed, Register, WriteFlags, get_takes_long, set_may_wait, set_wants_closed,
-};
+use crate::pool::names::{Caller, Creation, Handle, Listed, Register, WriteFlags, get_takes_long, set_may_wait};
 
 /// Largest read or write request, the most that the kernel sends without a change of its settings.
 const MAX_WRITE: u32 = 1 << 20;
@@ -29,10 +29,6 @@ const MAX_WRITE: u32 = 1 << 20;
 const MAX_BACKGROUND: u16 = 512;
 /// Most bytes of one copy_file_range, as its reply has 32 bits: whole blocks.
 const MAX_COPY: u64 = 0xffff_f000;
-
-/// For so long something open is taken for something that is being closed: the kernel tells of a close after it has
-/// returned.
-const CLOSING: Duration = Duration::from_secs(2);
 
 fn caller(request: &Request) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
@@ -70,6 +66,7 @@ impl Filesystem for Adapter {
     // ---- names ---------------------------------------------------------------------------------------------------
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _turn = turn!(self, "lookup", req, reply);
         edge("lookup", || match self.names.lookup_by(parent.0, name, &caller(req)) {
             // Number 0: there is no such name, and the kernel may remember that.
             Err(error) if error.errno() == libc::ENOENT => {
@@ -91,16 +88,22 @@ impl Filesystem for Adapter {
 
     fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
         let how = Creation { mode, umask, rdev: device(rdev), caller: caller(req) };
-        edge("mknod", || self.reply_entry(self.names.make(parent.0, name, &how), reply));
+        let turn = self.once.turn("mknod", req);
+        let make = || self.names.make(parent.0, name, &how);
+        edge("mknod", || self.reply_entry(self.made(&turn, (parent.0, name), &caller(req), make), reply));
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let how = Creation { mode: mode & 0o7777 | libc::S_IFDIR, umask, rdev: 0, caller: caller(req) };
-        edge("mkdir", || self.reply_entry(self.names.make(parent.0, name, &how), reply));
+        let turn = self.once.turn("mkdir", req);
+        let make = || self.names.make(parent.0, name, &how);
+        edge("mkdir", || self.reply_entry(self.made(&turn, (parent.0, name), &caller(req), make), reply));
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        edge("symlink", || self.reply_entry(self.names.symlink(parent.0, name, target, caller(req)), reply));
+        let turn = self.once.turn("symlink", req);
+        let make = || self.names.symlink(parent.0, name, target, caller(req));
+        edge("symlink", || self.reply_entry(self.made(&turn, (parent.0, name), &caller(req), make), reply));
     }
 
     fn readlink(&self, _: &Request, id: INodeNo, reply: ReplyData) {
@@ -113,11 +116,15 @@ impl Filesystem for Adapter {
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let caller = caller(req);
         let _asking = caller.asks();
-        edge("unlink", || reply_empty("unlink", self.names.unlink(parent.0, name, &caller), reply));
+        let turn = self.once.turn("unlink", req);
+        let remove = || self.names.unlink(parent.0, name, &caller);
+        edge("unlink", || reply_empty("unlink", self.removed(&turn, (parent.0, name), remove), reply));
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        edge("rmdir", || reply_empty("rmdir", self.names.rmdir(parent.0, name, &caller(req)), reply));
+        let turn = self.once.turn("rmdir", req);
+        let remove = || self.names.rmdir(parent.0, name, &caller(req));
+        edge("rmdir", || reply_empty("rmdir", self.removed(&turn, (parent.0, name), remove), reply));
     }
 
     fn rename(
@@ -132,24 +139,28 @@ impl Filesystem for Adapter {
     ) {
         let caller = caller(req);
         let _asking = caller.asks();
+        let turn = self.once.turn("rename", req);
         edge("rename", || {
-            let how = flags_of_rename(flags);
-            let result = how.and_then(|how| self.names.rename((parent.0, name), (newparent.0, newname), how, &caller));
+            let (from, to) = ((parent.0, name), (newparent.0, newname));
+            let result = flags_of_rename(flags).and_then(|how| self.renamed(&turn, from, to, how, &caller));
             reply_empty("rename", result, reply);
         });
     }
 
     fn link(&self, req: &Request, id: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let (names, name, lifetimes) = (self.names.clone(), newname.to_owned(), self.lifetimes);
-        self.workers.run("link", req.uid(), move || match names.link(id.0, newparent.0, &name) {
+        let (turn, on) = (self.once.turn("link", req), self.once.is_on());
+        let link = move || match linked(&names, &turn, on, id.0, (newparent.0, &name)) {
             Ok(found) => reply_found(&found, &lifetimes, reply),
             Err(error) => reply.error(code("link", &error)),
-        });
+        };
+        self.workers.run("link", req.uid(), link);
     }
 
     // ---- attributes ----------------------------------------------------------------------------------------------
 
     fn getattr(&self, req: &Request, id: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let _turn = turn!(self, "getattr", req, reply);
         let lifetime = self.lifetimes.attributes;
         edge("getattr", || reply_attributes(&self.names, id, &caller(req), lifetime, reply));
     }
@@ -174,10 +185,11 @@ impl Filesystem for Adapter {
     ) {
         let (change, caller) = (change(mode, uid, gid, size, atime, mtime), caller(req));
         let (names, lifetime) = (self.names.clone(), self.lifetimes.attributes);
+        let (once, turn) = (self.once.clone(), self.once.turn("setattr", req));
         let asks_first = names.asks_first(id.0, &change);
         let set = move || {
             let _writing = writes_for(caller.uid);
-            match names.change(id.0, &change, &caller) {
+            match changed(&once, &turn, id.0, size.is_some(), || names.change(id.0, &change, &caller)) {
                 Ok(()) => reply_attributes(&names, id, &caller, lifetime, reply),
                 Err(error) => reply.error(code("setattr", &error)),
             }
@@ -196,7 +208,7 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, req: &Request, id: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let caller = caller(req);
+        let (caller, turn) = (caller(req), turn!(self, "getxattr", req, reply));
         if !get_takes_long(name) {
             let get = || self.names.get_xattr(id.0, name, &caller);
             return edge("getxattr", || reply_xattr("getxattr", get(), size, reply));
@@ -204,39 +216,42 @@ impl Filesystem for Adapter {
         let (names, name) = (self.names.clone(), name.to_owned());
         self.workers.run("getxattr", caller.uid, move || {
             reply_xattr("getxattr", names.get_xattr(id.0, &name, &caller), size, reply);
+            drop(turn);
         });
     }
 
     fn setxattr(&self, req: &Request, id: INodeNo, name: &OsStr, value: &[u8], flags: i32, _: u32, reply: ReplyEmpty) {
         let caller = caller(req);
+        let (turn, on) = (self.once.turn("setxattr", req), self.once.is_on());
         if !set_may_wait(name) {
-            let set = || self.names.set_xattr(id.0, name, value, flags, &caller);
+            let set = || attribute_set((&self.names, &turn, on), id.0, (name, value, flags), &caller);
             return edge("setxattr", || reply_empty("setxattr", set(), reply));
         }
-        let (names, name, value) = (self.names.clone(), name.to_owned(), value.to_vec());
-        let wants_closed = set_wants_closed(&name, &value);
-        let set = move || reply_empty("setxattr", names.set_xattr(id.0, &name, &value, flags, &caller), reply);
-        if wants_closed {
-            let names = self.names.clone();
-            let closed = (move || !names.is_open(id.0), CLOSING);
-            self.workers.run_when("setxattr", caller.uid, closed, set);
-        } else {
-            self.workers.run("setxattr", caller.uid, set);
-        }
+        self.set_attribute(turn, id.0, (name, value, flags), caller, reply);
     }
 
     fn listxattr(&self, req: &Request, id: INodeNo, size: u32, reply: ReplyXattr) {
         edge("listxattr", || reply_xattr("listxattr", self.names.list_xattr(id.0, &caller(req)), size, reply));
     }
 
-    fn removexattr(&self, _: &Request, id: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        edge("removexattr", || reply_empty("removexattr", self.names.remove_xattr(id.0, name), reply));
+    fn removexattr(&self, req: &Request, id: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (turn, on) = (self.once.turn("removexattr", req), self.once.is_on());
+        let remove = || attribute_removed(&self.names, &turn, on, id.0, name, &caller(req));
+        edge("removexattr", || reply_empty("removexattr", remove(), reply));
     }
 
     // ---- open files ----------------------------------------------------------------------------------------------
 
     fn open(&self, req: &Request, id: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let turn = self.once.turn("open", req);
         edge("open", || {
+            if self.once.is_on() {
+                let open = || self.names.open(id.0, flags.0, &caller(req));
+                return match self.opened(&turn, id.0, open) {
+                    Ok(handle) => past::reply_open(reply, FileHandle(handle), None),
+                    Err(error) => reply.error(code("open", &error)),
+                };
+            }
             let register = |file: &FileRef| past::register(&reply, file);
             let register: Option<Register> = self.passthrough.then_some(&register);
             match self.names.open_past(id.0, flags.0, &caller(req), register) {
@@ -257,7 +272,9 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let how = Creation { mode: mode & 0o7777 | libc::S_IFREG, umask, rdev: 0, caller: caller(req) };
-        edge("create", || match self.names.create(parent.0, name, &how, flags) {
+        let turn = self.once.turn("create", req);
+        let make = || self.names.create(parent.0, name, &how, flags);
+        edge("create", || match self.made_open(&turn, (parent.0, name), (flags, &how.caller), make) {
             Ok((found, handle)) => {
                 let (attr, generation) = (attr(&found.attributes), Generation(found.generation));
                 let lifetime = trusted(self.lifetimes.attributes, &found.attributes);
@@ -269,7 +286,7 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _: &Request,
+        req: &Request,
         _: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -278,6 +295,8 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        // One that the ring goes on with is not suspected any more: the ring's thread touches nothing but its buffer.
+        let _turn = turn!(self, "read", req, reply);
         edge("read", || self.reading.read(self.names.handles().get(handle.0), offset, size, reply));
     }
 
@@ -302,17 +321,18 @@ impl Filesystem for Adapter {
         };
         // What the kernel writes back from its cache is nobody's request: it is the owner's.
         let whose = (!cached).then(|| req.uid());
+        let (once, turn) = (self.once.clone(), self.once.turn("write", req));
         if handle.volume.asks_first() {
             let data = data.to_vec();
             let write = move || {
                 let _writing = whose.map(writes_for);
-                reply_written(handle.write(offset, &data, how), reply);
+                reply_written(written(&once, &turn, &handle, (offset, &data), how), reply);
             };
             return self.changers.run("write", req.uid(), write);
         }
         edge("write", || {
             let _writing = whose.map(writes_for);
-            reply_written(handle.write(offset, data, how), reply);
+            reply_written(written(&once, &turn, &handle, (offset, data), how), reply);
         });
     }
 
@@ -321,7 +341,8 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
+    fn fsync(&self, req: &Request, _: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        let _turn = turn!(self, "fsync", req, reply);
         edge("fsync", || self.with_handle("fsync", handle, reply, |handle| handle.sync(data_only)));
     }
 
@@ -350,11 +371,13 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (names, caller) = (self.names.clone(), caller(req));
+        let (once, turn) = (self.once.clone(), self.once.turn("fallocate", req));
         let asks_first = names.handles().get(handle.0).is_ok_and(|handle| handle.volume.asks_first());
         let allocate = move || {
             let _writing = writes_for(caller.uid);
             let open = names.handles().get(handle.0);
-            let done = open.and_then(|open| names.allocate(&open, mode, offset, length, &caller));
+            let allocate = |open: &Handle| names.allocate(open, mode, offset, length, &caller);
+            let done = open.and_then(|open| changed(&once, &turn, open.node, true, || allocate(&open)));
             reply_empty("fallocate", done, reply);
         };
         if asks_first { self.changers.run("fallocate", caller.uid, allocate) } else { edge("fallocate", allocate) }
@@ -391,18 +414,9 @@ impl Filesystem for Adapter {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let (names, caller) = (self.names.clone(), caller(req));
-        self.workers.run("copy_file_range", caller.uid, move || {
-            let _writing = writes_for(caller.uid);
-            let copy = || {
-                let (from, to) = (names.handles().get(handle_in.0)?, names.handles().get(handle_out.0)?);
-                names.copy_range((&from, offset_in), (&to, offset_out), len.min(MAX_COPY), &caller)
-            };
-            match copy() {
-                Ok(copied) => reply.written(copied as u32),
-                Err(error) => reply.error(code("copy_file_range", &error)),
-            }
-        });
+        let turn = self.once.turn("copy_file_range", req);
+        let (from, to) = ((handle_in.0, offset_in), (handle_out.0, offset_out));
+        self.copy_range(turn, from, to, len.min(MAX_COPY), (caller(req), reply));
     }
 
     fn ioctl(
@@ -420,30 +434,22 @@ impl Filesystem for Adapter {
         if !ours || flags.contains(IoctlFlags::FUSE_IOCTL_DIR) {
             return reply.error(Errno::ENOTTY);
         }
-        let (names, argument, caller) = (self.names.clone(), argument.to_vec(), caller(req));
-        self.workers.run("ioctl", caller.uid, move || {
-            let answer = names.handles().get(handle.0).and_then(|handle| match command {
-                door::IOC_TOKEN => names.token_of(&handle, &caller),
-                door::IOC_CLONE => names.clone_by_ioctl(&handle, &argument, &caller).map(|()| Vec::new()),
-                _ => names.pin(&handle).map(|()| Vec::new()),
-            });
-            match answer {
-                Ok(data) => reply.ioctl(0, &data),
-                Err(error) => reply.error(code("ioctl", &error)),
-            }
-        });
+        let turn = turn!(self, "ioctl", req, reply);
+        self.control(turn, handle.0, (command, argument), caller(req), reply);
     }
 
     // ---- open directories ----------------------------------------------------------------------------------------
 
-    fn opendir(&self, _: &Request, id: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        edge("opendir", || match self.names.open_directory(id.0) {
+    fn opendir(&self, req: &Request, id: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let turn = self.once.turn("opendir", req);
+        edge("opendir", || match self.opened(&turn, id.0, || self.names.open_directory(id.0)) {
             Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
             Err(error) => reply.error(code("opendir", &error)),
         });
     }
 
     fn readdir(&self, req: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let _turn = turn!(self, "readdir", req, reply);
         edge("readdir", || {
             let listed = self.names.list(handle.0, offset, &caller(req), |offset, entry| {
                 !reply.add(INodeNo(entry.ino), offset, file_type(entry.kind), &entry.name)
@@ -456,6 +462,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdirplus(&self, req: &Request, id: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let _turn = turn!(self, "readdirplus", req, reply);
         edge("readdirplus", || {
             let caller = caller(req);
             let add = |offset, entry: Listed| self.add_plus(id.0, offset, &entry, &caller, &mut reply);

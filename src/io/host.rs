@@ -151,6 +151,10 @@ impl Fs for HostFs {
         retry(|| unsafe { libc::syncfs(self.tree.root.as_raw_fd()) }).map(drop)
     }
 
+    fn adopt(&self, file: OwnedFd) -> io::Result<FileRef> {
+        Ok(Arc::new(HostFile::new(file, self.tree.clone())))
+    }
+
     fn instance(&self) -> Option<String> {
         // Kernels before 6.8 have only identities of mounts that are used again.
         const MNT_ID_UNIQUE: u32 = 0x4000;

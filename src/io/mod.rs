@@ -116,6 +116,10 @@ pub trait Fs: Send + Sync + 'static {
     fn take_any_project(&self, _directory: &Path) -> io::Result<()> {
         Ok(())
     }
+    /// A file that another process of this mount has opened.
+    fn adopt(&self, _file: std::os::fd::OwnedFd) -> io::Result<FileRef> {
+        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    }
     /// Descriptor of the root directory, where there is one.
     fn root_fd(&self) -> Option<RawFd> {
         None

@@ -32,6 +32,7 @@ use roaring::RoaringBitmap;
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::io::{FileRef, Fs};
+use crate::note;
 use crate::store::data_path;
 use crate::store::record::{LayerRecord, VolumeRecord};
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -53,6 +54,7 @@ impl Latch {
     pub fn set(&self, error: &std::io::Error) {
         if !matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
             self.failure.lock().get_or_insert(error.to_string());
+            note::withdraw(note::Reason::SyncFailed);
         }
     }
 
@@ -60,6 +62,7 @@ impl Latch {
     pub fn sync(&self, operation: &'static str, sync: impl FnOnce() -> std::io::Result<()>) -> Result<()> {
         let _one = self.syncing.lock();
         self.check(operation)?;
+        let _under_way = note::syncing();
         sync().map_err(|error| {
             self.set(&error);
             Error::io(operation, error)

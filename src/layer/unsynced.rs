@@ -26,6 +26,7 @@ use roaring::RoaringBitmap;
 use super::span;
 use crate::error::{Context, Result};
 use crate::io::{FileRef, Fs, Open};
+use crate::note;
 use crate::store::{UNSYNCED, log};
 use crate::sync::Mutex;
 use crate::units::{Id, blocks};
@@ -120,10 +121,14 @@ impl Unsynced {
                 }
             };
         }
-        let State::Open(open) = &mut *state else { return };
+        let State::Open(open) = &mut *state else { return note::withdraw(note::Reason::Unsynced) };
+        if open.end >= LIMIT {
+            note::withdraw(note::Reason::Unsynced);
+        }
         let noted = if open.end >= LIMIT { open.drop_to(open.next) } else { Ok(()) };
         if let Err(error) = noted.and_then(|()| open.append(file, change())) {
             tracing::warn!("what is not synced will be lost if the daemon is killed: {UNSYNCED}: {error}");
+            note::withdraw(note::Reason::Unsynced);
             *state = State::Stale;
             let _ = self.give_up(&mut state);
         }

@@ -57,22 +57,33 @@ pub fn attach(
     flags: c_ulong,
     options: &Options,
 ) -> Result<Session<Adapter>> {
+    let config = config(options, true);
+    let device = mount_device(source, mountpoint, flags, options)?;
+    Session::from_fd(adapter()?, device, config.acl, config).map_err(|error| Error::io("mount", error).at(mountpoint))
+}
+
+/// How requests are read. With `clone_fd` each thread has a queue of its own, whose requests end with its descriptor.
+pub(super) fn config(options: &Options, clone_fd: bool) -> Config {
     let mut config = Config::default();
     config.n_threads = Some(options.threads.min(most_threads()));
-    config.clone_fd = true;
+    config.clone_fd = clone_fd;
     config.acl = match access(options) {
         Access::Owner => SessionACL::Owner,
         Access::OwnerAndRoot => SessionACL::RootAndOwner,
         Access::All => SessionACL::All,
     };
-    let device = match mount_directly(source, mountpoint, flags, options) {
+    config
+}
+
+/// Mounts, and gives the device that the requests come through.
+pub(super) fn mount_device(source: &Path, mountpoint: &Path, flags: c_ulong, options: &Options) -> Result<OwnedFd> {
+    match mount_directly(source, mountpoint, flags, options) {
         // Only root may mount; fusermount3 does it for others, and opens the device for those who may not.
         Err(error) if effective_uid() != 0 && matches!(error.os_error(), Some(libc::EPERM | libc::EACCES)) => {
-            fusermount::mount(source, mountpoint, flags, access(options))?
+            fusermount::mount(source, mountpoint, flags, access(options))
         }
-        device => device?,
-    };
-    Session::from_fd(adapter()?, device, config.acl, config).map_err(|error| Error::io("mount", error).at(mountpoint))
+        device => device,
+    }
 }
 
 fn mount_directly(source: &Path, mountpoint: &Path, flags: c_ulong, options: &Options) -> Result<OwnedFd> {

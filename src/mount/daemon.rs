@@ -47,6 +47,13 @@ impl Ready {
         }
     }
 
+    /// Leaves it to another process, which has it too, to tell. A daemon lets go of its terminal here.
+    pub fn leave(&mut self) {
+        if self.0.take().is_some() {
+            redirect(&[libc::STDERR_FILENO]);
+        }
+    }
+
     /// Closes whatever the caller had open besides the standard streams: a pipe that somebody reads to its end, or a lock,
     /// must not be held for as long as the daemon lives.
     fn close_all_others(&self) {

@@ -8,6 +8,7 @@ use std::ffi::CString;
 use std::io::{self, Write};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -57,6 +58,24 @@ pub fn write(sink: Sink) -> Result<()> {
         let started = OUTBOX.serve(move |line| sink.write(line));
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
         started.map_err(|e| Error::io("start a thread", e))
+    }
+}
+
+/// Forgets the messages that were collected: a process that was just forked took them along, and writes them.
+pub fn passed_on() {
+    drop(OUTBOX.take());
+}
+
+/// Writes what was collected, in this thread: for a process that has no other one. Nothing is waited for.
+pub fn write_now(sink: Sink) {
+    let stderr = io::stderr();
+    let can_write = || {
+        let mut poll = [PollFd::new(&stderr, PollFlags::OUT)];
+        rustix::event::poll(&mut poll, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+    };
+    for line in OUTBOX.take() {
+        // Nowhere to tell that nobody can read it.
+        let _ = (matches!(sink, Sink::Syslog) || can_write()) && sink.write(&line);
     }
 }
 

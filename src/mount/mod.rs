@@ -1,9 +1,12 @@
 //! Mounting and unmounting: options, the session, daemonising, signals, dead mounts.
 
 mod attach;
+pub mod buffers;
 mod daemon;
 mod fusermount;
+mod holder;
 mod holders;
+mod line;
 mod logging;
 pub mod nested;
 pub mod options;
@@ -12,6 +15,7 @@ mod remount;
 mod session;
 mod signals;
 pub mod table;
+mod takeover;
 mod unmount;
 mod xattr;
 
@@ -48,18 +52,26 @@ pub fn run(config: MountConfig) -> Result<()> {
     }
     let foreground = config.foreground;
     let sink = logging::start(foreground);
-    if foreground {
+    if foreground && !config.options.continuity {
         logging::write(sink)?;
     }
-    let result = session::Plan::new(config).and_then(|plan| match foreground {
-        true => session::serve(plan, &mut daemon::Ready::nobody()),
-        false => daemon::daemonise(|ready| {
-            let result = logging::write(sink).and_then(|()| session::serve(plan, ready));
-            // It is told to whoever waits as well, but a daemon that fails later has nobody.
-            let result = result.inspect_err(|error| tracing::error!("{error}"));
-            logging::finish();
-            result
-        }),
+    let result = session::Plan::new(config).and_then(|plan| {
+        // A holder has one thread: its servers write its messages, too.
+        let serve = |ready: &mut daemon::Ready| {
+            if plan.is_kept() {
+                return holder::hold(plan, ready, sink);
+            }
+            logging::write(sink).and_then(|()| session::serve(plan, ready, None))
+        };
+        match foreground {
+            true => serve(&mut daemon::Ready::nobody()),
+            false => daemon::daemonise(|ready| {
+                // It is told to whoever waits as well, but a daemon that fails later has nobody.
+                let result = serve(ready).inspect_err(|error| tracing::error!("{error}"));
+                logging::finish();
+                result
+            }),
+        }
     });
     logging::finish();
     result

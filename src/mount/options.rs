@@ -62,6 +62,10 @@ pub struct Options {
     pub passthrough: Passthrough,
     /// How the backing files are read.
     pub engine: Engine,
+    /// A holder keeps the mount when the process that serves it dies, and starts another.
+    pub continuity: bool,
+    /// For so long requests wait when no server comes up, in seconds.
+    pub queue: u64,
 }
 
 impl Default for Options {
@@ -80,6 +84,8 @@ impl Default for Options {
             threads: 16,
             passthrough: Passthrough::default(),
             engine: Engine::Auto,
+            continuity: false,
+            queue: 60,
         }
     }
 }
@@ -203,6 +209,15 @@ impl Options {
                 "read-only" => self.passthrough = Passthrough::ReadOnly,
                 "writable" => self.passthrough = Passthrough::Writable,
                 _ => return Err(bad(word, "passthrough is off, read-only or writable")),
+            },
+            "continuity" => match value {
+                "on" => self.continuity = true,
+                "off" => self.continuity = false,
+                _ => return Err(bad(word, "continuity is on or off")),
+            },
+            "queue" => match value.parse() {
+                Ok(seconds @ 1..=86400) => self.queue = seconds,
+                _ => return Err(bad(word, "queue is a number of seconds from 1 to 86400")),
             },
             "threads" => match value.parse() {
                 Ok(threads @ 1..=256) => self.threads = threads,

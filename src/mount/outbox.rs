@@ -91,6 +91,11 @@ impl Outbox {
         }
     }
 
+    /// Takes all messages out that wait.
+    pub fn take(&self) -> Vec<Line> {
+        self.state.lock().lines.drain(..).collect()
+    }
+
     /// Waits until all is written, at most for `limit`: before the process ends.
     pub fn drain(&self, limit: Duration) {
         let until = Instant::now() + limit;

@@ -7,15 +7,16 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::daemon::Ready;
+use super::holder::Held;
 use super::options::{Engine, Options};
 use super::signals::Signals;
 use super::table::{self, FS_TYPE};
-use super::{attach, holders, logging, nested, unmount};
+use super::{attach, holders, logging, nested, takeover, unmount};
 use crate::compactor;
 use crate::error::{Context, Error, Kind, Result};
 use crate::fuse::{Adapter, KernelEnd, Lifetimes, is_guarded};
 use crate::io::{Fs, HostFs, Ring, give_up_resources};
-use crate::pool::names::{NameTree, Settings};
+use crate::pool::names::{NameTree, Passthrough, Settings};
 use crate::pool::{Names, Pool, PoolOptions};
 
 /// How long the kernel may trust names when all changes go through the mount.
@@ -27,12 +28,15 @@ const ELSEWHERE: Lifetimes = Lifetimes { names: Duration::from_secs(1), attribut
 const SOON: Duration = Duration::from_millis(500);
 const LEAVING: Duration = Duration::from_secs(10);
 
+/// A signal that follows another one so soon is the same, where there is a holder.
+const TWICE: Duration = Duration::from_secs(1);
+
 /// A mount that has been looked into and can be tried.
 pub struct Plan {
-    pool: PathBuf,
-    mountpoint: PathBuf,
-    options: Options,
-    foreground: bool,
+    pub(super) pool: PathBuf,
+    pub(super) mountpoint: PathBuf,
+    pub(super) options: Options,
+    pub(super) foreground: bool,
 }
 
 impl Plan {
@@ -62,7 +66,18 @@ impl Plan {
             refuse_mounted(path)?;
         }
         nested::refuse(&pool)?;
-        Ok(Plan { pool, mountpoint, options: config.options, foreground: config.foreground })
+        let options = config.options;
+        if options.continuity && options.passthrough != Passthrough::Off {
+            return Err(Error::new(Kind::Invalid, "mount")
+                .because("continuity=on does not go together with passthrough yet")
+                .remedy("leave one of the two options out"));
+        }
+        Ok(Plan { pool, mountpoint, options, foreground: config.foreground })
+    }
+
+    /// Whether a holder is to keep the mount.
+    pub fn is_kept(&self) -> bool {
+        self.options.continuity
     }
 }
 
@@ -88,8 +103,8 @@ fn refuse_mounted(path: &Path) -> Result<()> {
         .remedy("unmount it first"))
 }
 
-/// Mounts and serves until the unmount.
-pub fn serve(plan: Plan, ready: &mut Ready) -> Result<()> {
+/// Mounts, or takes over the mount that is there, and serves until the unmount.
+pub fn serve(plan: Plan, ready: &mut Ready, held: Option<Held>) -> Result<()> {
     // A bug on a thread that no request waits for must end the process: silently missing threads would hang it.
     logging::report_panics(is_guarded);
     raise_file_limit();
@@ -101,7 +116,11 @@ pub fn serve(plan: Plan, ready: &mut Ready) -> Result<()> {
     unsafe { libc::umask(0) };
     let signals = Signals::block(plan.foreground)?;
 
-    let root = open_root(&plan.pool)?;
+    let root = match &held {
+        // The mount covers the path: only the holder's descriptor leads below it.
+        Some(held) => held.root.try_clone().map_err(|e| Error::io("open the pool", e))?,
+        None => open_root(&plan.pool)?,
+    };
     let flags = mount_flags(&root, &plan)?;
     let options = &plan.options;
     let pool_options = PoolOptions {
@@ -110,14 +129,16 @@ pub fn serve(plan: Plan, ready: &mut Ready) -> Result<()> {
         read_only: flags & libc::MS_RDONLY != 0,
         physical: options.physical,
         watermarks: options.watermarks,
+        taken_over: held.as_ref().map(takeover::begin).transpose()?.flatten(),
     };
     if flags & libc::MS_STRICTATIME != 0 {
         tracing::warn!("strictatime has no effect: access times are kept as the filesystem below says");
     }
     let files = flags & libc::MS_NOATIME != 0;
     let fs = HostFs::new(root).without_access_times(files, files || flags & libc::MS_NODIRATIME != 0);
-    let pool = open_pool(Arc::new(fs), &pool_options, &plan.pool)?;
-    let result = serve_pool(&plan, &pool, flags, signals, ready);
+    let pool = open_pool(Arc::new(fs), &pool_options, &plan.pool);
+    let pool = pool.inspect_err(|error| takeover::failed(held.as_ref(), error))?;
+    let result = serve_pool(&plan, &pool, flags, signals, ready, held);
     // Also after a failure: what is durable now need not be recovered at the next start.
     result.and(pool.shutdown())
 }
@@ -150,33 +171,65 @@ fn is_mounted(pool: &Path) -> Result<bool> {
     Ok(table::mounts()?.iter().any(here))
 }
 
-fn serve_pool(plan: &Plan, pool: &Arc<Pool>, flags: libc::c_ulong, signals: Signals, ready: &mut Ready) -> Result<()> {
+fn serve_pool(
+    plan: &Plan,
+    pool: &Arc<Pool>,
+    flags: libc::c_ulong,
+    signals: Signals,
+    ready: &mut Ready,
+    mut held: Option<Held>,
+) -> Result<()> {
     let sync_directories = flags & (libc::MS_DIRSYNC | libc::MS_SYNCHRONOUS) != 0;
     let (pool_path, mountpoint, passthrough) = (plan.pool.clone(), plan.mountpoint.clone(), plan.options.passthrough);
     let settings = Settings { pool: pool_path, mountpoint, sync_directories, passthrough };
     let names = NameTree::new(pool.clone(), settings)?;
     let tree: Weak<NameTree> = Arc::downgrade(&names);
     pool.set_names(tree as Weak<dyn Names>);
+    let once = held.as_mut().map(|held| takeover::names(held, &names)).transpose()?;
 
     let lifetimes = if plan.mountpoint == plan.pool { OVER_ITSELF } else { ELSEWHERE };
     let ring = start_ring(plan.options.engine);
     pool.set_engine(if ring.is_some() { "io_uring" } else { "threads" });
     let adapter = || {
-        Adapter::new(names.clone(), ring, plan.options.threads, lifetimes).map_err(|e| Error::io("start threads", e))
+        let once = once.unwrap_or_default();
+        Adapter::new(names.clone(), ring, plan.options.threads, lifetimes, once)
+            .map_err(|e| Error::io("start threads", e))
     };
     let source = plan.options.source.as_ref().map_or_else(|| table::source_of(&plan.pool), PathBuf::from);
-    let session = attach::attach(adapter, &source, &plan.mountpoint, flags, &plan.options)?;
-    let mounted = Mounted::find(&plan.mountpoint)?;
+    let (session, mounted) = match &held {
+        Some(held) if held.is_mounted() => {
+            (takeover::again(adapter, held, &plan.options)?, Mounted::known(&plan.mountpoint, held.note.device()))
+        }
+        Some(held) => {
+            let device = attach::mount_device(&source, &plan.mountpoint, flags, &plan.options)?;
+            let mounted = Mounted::find(&plan.mountpoint)?;
+            (takeover::first(adapter, held, device, mounted.dev, &plan.options)?, mounted)
+        }
+        None => {
+            let session = attach::attach(adapter, &source, &plan.mountpoint, flags, &plan.options)?;
+            (session, Mounted::find(&plan.mountpoint)?)
+        }
+    };
     names.set_kernel(Box::new(KernelEnd(session.notifier())));
+    let taken_over = held.as_ref().filter(|held| held.is_mounted());
+    // Before the first request: a server that one of them kills has served.
+    taken_over.inspect(|held| held.note.set_served());
     let session = session.spawn().map_err(|e| Error::io("start threads", e))?;
     compactor::start(pool)?;
     watch_signals(signals, pool, &plan.mountpoint, mounted.dev)?;
-    mounted.check_it_answers()?;
-    tracing::info!("serving {:?} at {:?}", plan.pool, plan.mountpoint);
+    if taken_over.is_none() {
+        mounted.check_it_answers()?;
+        held.iter().for_each(|held| held.note.set_served());
+    }
+    let how = if taken_over.is_some() { "serving, instead of a process that died," } else { "serving" };
+    tracing::info!("{how} {:?} at {:?}", plan.pool, plan.mountpoint);
     ready.tell();
 
     let ended = session.join();
     mounted.is_gone();
+    if let (Some(held), Ok(())) = (&held, &ended) {
+        held.note.set_ended();
+    }
     tracing::info!("unmounted {:?}", plan.mountpoint);
     ended.map_err(|e| Error::io("serve requests of the kernel", e))
 }
@@ -230,6 +283,11 @@ impl Mounted {
         }
     }
 
+    /// A mount of a process before this one, which stays if the start fails.
+    fn known(mountpoint: &Path, dev: u64) -> Mounted {
+        Mounted { mountpoint: mountpoint.to_owned(), dev, armed: std::cell::Cell::new(false) }
+    }
+
     /// A look through the mount shows our root.
     fn check_it_answers(&self) -> Result<()> {
         let meta = std::fs::metadata(&self.mountpoint).context("look through the mount at", &self.mountpoint)?;
@@ -264,8 +322,16 @@ fn detach_ours(mountpoint: &Path, dev: u64, lazy: bool) -> Result<()> {
 /// daemon goes on until the last of them is closed. A second one ends it now: those files give errors from then on.
 fn watch_signals(signals: Signals, pool: &Arc<Pool>, mountpoint: &Path, dev: u64) -> Result<()> {
     let (pool, mountpoint) = (pool.clone(), mountpoint.to_owned());
-    signals.watch(move |count| {
+    let (mut count, mut last) = (0, None::<Instant>);
+    signals.watch(move |_| {
+        // Whoever signals all processes of a service signals its holder too, which passes that on.
+        if crate::note::is_kept() && last.is_some_and(|last| last.elapsed() < TWICE) {
+            return;
+        }
+        last = Some(Instant::now());
+        count += 1;
         if count > 1 {
+            crate::note::end();
             let clean = pool.shutdown().inspect_err(|error| tracing::error!("{error}")).is_ok();
             logging::finish();
             std::process::exit(if clean { 0 } else { 1 });

@@ -215,8 +215,10 @@ pub(super) fn status(mountpoint: &Path) -> Option<PoolStatus> {
 /// The process that serves a mount, held so that its number cannot come to mean another.
 fn daemon_of(mountpoint: &Path) -> Option<(u32, OwnedFd)> {
     let status = status(mountpoint)?;
+    // The holder, where there is one, ends last.
+    let pid = status.continuity.map_or(status.pid, |kept| kept.holder);
     // SAFETY: pidfd_open takes a pid and flags; no memory is passed.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, status.pid as libc::pid_t, 0) };
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
     // SAFETY: the call gave a new descriptor that nobody else owns.
     (fd >= 0).then(|| (status.pid, unsafe { OwnedFd::from_raw_fd(fd as i32) }))
 }

@@ -21,6 +21,7 @@ mod freeze;
 mod group;
 mod load;
 mod lock;
+mod nameless;
 pub mod names;
 mod options;
 mod overview;

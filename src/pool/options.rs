@@ -1,9 +1,12 @@
 //! How a pool is served: what it was opened with, and what policies of the whole pool say since. How a clone is made.
 
+use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::{Pool, Watermarks};
 use crate::error::Result;
+use crate::io::FileKey;
 use crate::policy::{Patch, Policy};
 use crate::sync::atomic::Ordering;
 
@@ -20,11 +23,21 @@ pub struct PoolOptions {
     pub physical: bool,
     /// How full the backing filesystem may become.
     pub watermarks: Watermarks,
+    /// Files that a server before this one has left open: what of them has no name any more stays until it is closed. Also
+    /// says that the mount is taken over: what was written and cannot be kept is then an error, as nobody would hear of it.
+    pub taken_over: Option<Arc<HashSet<FileKey>>>,
 }
 
 impl Default for PoolOptions {
     fn default() -> PoolOptions {
-        PoolOptions { deepen_auto: true, rate: 0, read_only: false, physical: false, watermarks: Watermarks::default() }
+        PoolOptions {
+            deepen_auto: true,
+            rate: 0,
+            read_only: false,
+            physical: false,
+            watermarks: Watermarks::default(),
+            taken_over: None,
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Pool;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::io::{Fs, Open, SetTime};
 use crate::layer::map::{self, Delta, Map};
 use crate::layer::unsynced::{self, Changes};
@@ -30,9 +30,15 @@ impl Pool {
         let found = unsynced::read(fs)?;
         if !found.is_empty() {
             let known = self.mapped_layers();
+            if self.options.taken_over.is_some() && found.values().any(|changes| changes.failed) {
+                return Err(Error::new(Kind::Latched, "take over what is not synced").because("a sync has failed"));
+            }
             for (file, changes) in &found {
                 let Some(known) = known.get(file).filter(|_| !changes.failed) else { continue };
                 if let Err(error) = self.replay(*file, known, changes) {
+                    if self.options.taken_over.is_some() {
+                        return Err(error);
+                    }
                     if error.is_scarcity() && !self.findings.lock().unwritten.contains(file) {
                         return Err(error);
                     }

@@ -158,6 +158,7 @@ impl Pool {
             mountpoint: String::new(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
+            continuity: crate::note::status(),
             pool_id: self.env.store.pool_id().map(|id| id.to_string()),
             backing: space.as_ref().map_or("unknown", |i| i.type_name()).into(),
             free_bytes: space.as_ref().map_or(0, |i| i.available * unit),

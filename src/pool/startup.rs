@@ -57,6 +57,11 @@ impl Pool {
         self.sweep(STUBS, |name| ids.contains(name))
     }
 
+    /// Whether a server before this one has left a file open.
+    fn is_left_open(&self, key: FileKey) -> bool {
+        self.options.taken_over.as_ref().is_some_and(|open| open.contains(&key))
+    }
+
     pub(super) fn add_trouble(&self, path: impl Into<String>, problem: String, remedy: &str) {
         let trouble = Trouble { path: path.into(), problem, remedy: remedy.into() };
         self.findings.lock().troubles.push(trouble);
@@ -137,7 +142,7 @@ impl Pool {
         for record in records {
             let path = stub_path(record.id);
             match self.env.fs.stat(&path) {
-                Ok(stat) if stat.nlink >= 2 => {
+                Ok(stat) if stat.nlink >= 2 || self.is_left_open(stat.key) => {
                     self.mark_again(&record)?;
                     self.strip_snapshot(&record, stat.mode)?;
                     self.tables.lock().stubs.insert(stat.key, record.id);

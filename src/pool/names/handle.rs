@@ -11,6 +11,7 @@ use crate::sync::{Mutex, RwLock};
 
 use super::caller::Caller;
 use super::errno;
+use super::kept::KeptHandles;
 use super::listing::Window;
 use super::ways::{Past, Ways};
 use crate::error::{Context, Result};
@@ -249,6 +250,8 @@ pub struct Handles {
     next: AtomicU64,
     files: RwLock<HashMap<u64, Arc<Handle>>>,
     directories: RwLock<HashMap<u64, Arc<DirHandle>>>,
+    /// What a server that takes the mount over needs of this.
+    pub(super) kept: KeptHandles,
 }
 
 impl Handles {
@@ -259,6 +262,7 @@ impl Handles {
     /// Adds an open file.
     pub fn add(&self, handle: Handle) -> u64 {
         let number = self.number();
+        self.kept.add(number, handle.node, Some((handle.flags, handle.pid)));
         self.files.write().insert(number, Arc::new(handle));
         number
     }
@@ -270,12 +274,14 @@ impl Handles {
 
     /// Removes an open file.
     pub fn remove(&self, number: u64) -> Option<Arc<Handle>> {
+        self.kept.remove(number);
         self.files.write().remove(&number)
     }
 
     /// Adds an open directory.
     pub fn add_directory(&self, node: u64) -> u64 {
         let number = self.number();
+        self.kept.add(number, node, None);
         self.directories.write().insert(number, Arc::new(DirHandle { node, listing: Mutex::default() }));
         number
     }
@@ -285,8 +291,24 @@ impl Handles {
         self.directories.read().get(&number).cloned().ok_or_else(|| errno("use a closed directory", libc::EBADF))
     }
 
+    /// Adds what a server before this one had open under a number. Later numbers are higher than `base`.
+    pub(super) fn add_again(&self, number: u64, handle: Handle) {
+        self.files.write().insert(number, Arc::new(handle));
+    }
+
+    /// The same for a directory.
+    pub(super) fn add_directory_again(&self, number: u64, node: u64) {
+        self.directories.write().insert(number, Arc::new(DirHandle { node, listing: Mutex::default() }));
+    }
+
+    /// All numbers that are given from now on are higher than this.
+    pub(super) fn number_from(&self, base: u64) {
+        self.next.store(base, Ordering::Relaxed);
+    }
+
     /// Removes an open directory.
     pub fn remove_directory(&self, number: u64) {
+        self.kept.remove(number);
         self.directories.write().remove(&number);
     }
 }

@@ -8,6 +8,7 @@
 //! `namespace` or a later one held (but for a volume's key): a write can freeze a shared file, which comes back to us in
 //! [`Names::swap`].
 
+mod again;
 mod attributes;
 mod caller;
 mod copying;
@@ -15,7 +16,9 @@ mod directories;
 mod doors;
 mod groups;
 mod handle;
+mod kept;
 mod listing;
+mod mirror;
 mod opens;
 mod places;
 mod policies;
@@ -40,6 +43,7 @@ pub use caller::{Caller, effective_gid, effective_uid};
 #[doc(hidden)]
 pub use doors::decode_requests;
 pub use handle::{DirHandle, Handle, WriteFlags, opens_for_writing};
+pub use kept::Keeper;
 pub use table::ROOT;
 pub use tree::{Creation, Found, Listed};
 pub use ways::{Passthrough, Register, Registered};
@@ -116,6 +120,8 @@ pub struct NameTree {
     /// The kernel has refused to take an open past the daemon: it is not asked again.
     no_way_past: AtomicBool,
     kernel: OnceLock<Box<dyn Kernel>>,
+    /// Who keeps files without a name for the next server.
+    keeper: OnceLock<Box<dyn Keeper>>,
 }
 
 impl NameTree {
@@ -139,6 +145,7 @@ impl NameTree {
             stubs: OnceLock::new(),
             no_way_past: AtomicBool::new(false),
             kernel: OnceLock::new(),
+            keeper: OnceLock::new(),
         };
         Ok(Arc::new(tree))
     }
@@ -298,7 +305,8 @@ impl Names for NameTree {
         for spot in known.chain(hint.and_then(|path| Spot::find(&*self.fs, path).ok())) {
             if spot.has(key) {
                 let before = spot.directory.stat();
-                let new = swap(&spot)?;
+                self.swapping(key, true);
+                let new = swap(&spot).inspect_err(|_| self.swapping(key, false))?;
                 if let (Ok(before), Ok(after)) = (before, spot.directory.stat()) {
                     self.times.replaced(&before, &after);
                 }

@@ -120,6 +120,9 @@ impl NameTree {
                 }
             }
             let last = node.open.take_if(|open| open.handles == 0);
+            if last.is_some() && node.gone.is_some() {
+                self.let_go_nameless(node.key);
+            }
             if last.is_some() {
                 table.closed(handle.node);
             }

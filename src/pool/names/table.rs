@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::handle::OpenFile;
+use super::mirror::Mirror;
 use crate::io::{FileId, FileKey, FileKind, Stat, Timestamp};
 
 /// Number of the root node, fixed by the FUSE protocol.
@@ -59,6 +60,8 @@ pub struct Table {
     devices: Vec<u64>,
     made_up: u64,
     generation: u64,
+    /// What a server that takes the mount over needs of this.
+    mirror: Option<Mirror>,
 }
 
 /// A name: its directory and the name in it.
@@ -68,7 +71,8 @@ impl Table {
     /// A table that knows the root directory only.
     pub fn new(root: FileKey) -> Table {
         let devices = vec![root.dev];
-        let mut table = Table { nodes: HashMap::new(), by_key: HashMap::new(), devices, made_up: 0, generation: 0 };
+        let mut table =
+            Table { nodes: HashMap::new(), by_key: HashMap::new(), devices, made_up: 0, generation: 0, mirror: None };
         table.insert(ROOT, root.into(), FileKind::Directory);
         table
     }
@@ -126,6 +130,9 @@ impl Table {
     pub fn forget(&mut self, id: u64, count: u64) {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.lookups = node.lookups.saturating_sub(count);
+            if let Some(mirror) = &self.mirror {
+                mirror.lookups(id, node.lookups);
+            }
             self.collect(id);
         }
     }
@@ -144,6 +151,9 @@ impl Table {
         let Some(id) = self.take((parent, name)) else { return };
         if let Some(node) = self.nodes.get_mut(&id).filter(|node| node.links.is_empty()) {
             node.gone = Some(Stat { nlink: 0, ..status });
+            if let Some(mirror) = &self.mirror {
+                mirror.gone(id, true);
+            }
             if node.open.is_none() {
                 self.unkey(id);
             }
@@ -183,6 +193,9 @@ impl Table {
         let node = self.nodes.get_mut(&id)?;
         (node.key, node.birth) = (new.key, new.birth);
         self.by_key.insert(new.key, id);
+        if let Some(mirror) = &self.mirror {
+            mirror.rekeyed(id, new);
+        }
         Some(id)
     }
 
@@ -298,6 +311,10 @@ impl Table {
             links: Vec::new(),
             children: HashMap::new(),
         };
+        if let Some(mirror) = &mut self.mirror {
+            mirror.counters(self.generation, self.made_up);
+            mirror.made(id, &node);
+        }
         self.nodes.insert(id, node);
         self.by_key.insert(key, id);
     }
@@ -333,6 +350,9 @@ impl Table {
     fn name(&mut self, id: u64, name: Name<'_>) {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.lookups += 1;
+            if let Some(mirror) = &self.mirror {
+                mirror.lookups(id, node.lookups);
+            }
         }
         if self.child(name.0, name.1) != Some(id) {
             let former = self.take(name);
@@ -346,6 +366,9 @@ impl Table {
     /// Takes a name off the node that has it, and leaves the node there even if nobody holds it.
     fn take(&mut self, (parent, name): Name<'_>) -> Option<u64> {
         let id = self.nodes.get_mut(&parent)?.children.remove(name)?;
+        if let Some(mirror) = &mut self.mirror {
+            mirror.unlinked(parent, name);
+        }
         let node = self.nodes.get_mut(&id)?;
         node.links.retain(|(dir, link)| *dir != parent || **link != *name);
         Some(id)
@@ -356,9 +379,14 @@ impl Table {
         let name: Arc<OsStr> = name.into();
         let Some(directory) = self.nodes.get_mut(&parent) else { return };
         directory.children.insert(name.clone(), id);
+        if let Some(mirror) = &mut self.mirror {
+            mirror.linked(parent, &name, id);
+        }
         if let Some(node) = self.nodes.get_mut(&id) {
             node.links.push((parent, name));
-            node.gone = None;
+            if let (Some(mirror), Some(_)) = (&self.mirror, node.gone.take()) {
+                mirror.gone(id, false);
+            }
         }
     }
 
@@ -381,14 +409,23 @@ impl Table {
             }
             self.unkey(id);
             for (parent, name) in self.nodes.remove(&id).map(|node| node.links).unwrap_or_default() {
+                if let Some(mirror) = &mut self.mirror {
+                    mirror.unlinked(parent, &name);
+                }
                 if let Some(directory) = self.nodes.get_mut(&parent) {
                     directory.children.remove(&name);
                     queue.push(parent);
                 }
             }
+            if let Some(mirror) = &mut self.mirror {
+                mirror.dropped(id);
+            }
         }
     }
 }
+
+#[path = "table_again.rs"]
+mod again;
 
 #[cfg(test)]
 #[path = "table_tests.rs"]

@@ -266,9 +266,11 @@ impl NameTree {
         if self.pool.policies().is_protected(&path) && self.described(&path, stat)?.size > 0 {
             self.check_free("remove", &path)?;
         }
+        let kept = self.keep_nameless(&path, &stat);
         self.act_on_names(caller, &[&directory], &[stat], || directory.unlink(name)).context("remove", &path)?;
         self.table.lock().removed(parent, name, stat);
         drop((lock, namespace));
+        self.keep_opened(&stat, kept);
         self.lost_name(&path, &stat, None);
         drop(held);
         self.made(&directory, Ok(()))
@@ -335,13 +337,15 @@ impl NameTree {
         }
         let target = there.filter(|_| matches!(how, Rename::Replace | Rename::Whiteout));
         let objects: Vec<Stat> = [Some(source), there].into_iter().flatten().collect();
+        let kept = target.is_some_and(|stat| self.keep_nameless(&new, &stat));
+        self.table.lock().intend(from, to, how == Rename::Exchange);
         let rename = || from_dir.rename(from.1, &*to_dir, to.1, how);
         let renamed = match how {
             // It is made, and belongs to whoever asks for it.
             Rename::Whiteout => self.act_to_make(caller, rename),
             _ => self.act_on_names(caller, &[&from_dir, &to_dir], &objects, rename),
         };
-        renamed.context("rename", &old)?;
+        renamed.context("rename", &old).inspect_err(|_| self.table.lock().decided())?;
         // Two names of one file: rename(2) does nothing then, and says that it succeeded.
         let same = target.is_some_and(|target| target.key == source.key);
         if !same {
@@ -354,12 +358,14 @@ impl NameTree {
                 _ => table.renamed(from, to, target),
             }
         }
+        self.table.lock().decided();
         let exchanged = there.as_ref().filter(|_| how == Rename::Exchange);
         if !same && let Err(error) = self.pool.paths_follow((&old, &source), (&new, exchanged)) {
             tracing::warn!("what is said of {old:?} stays under that name: {error}");
         }
         drop(namespace);
         if let Some(target) = target.filter(|_| !same) {
+            self.keep_opened(&target, kept);
             self.lost_name(&new, &target, Some(&old));
         }
         drop(held);

@@ -1,0 +1,166 @@
+//! A pool whose mount is kept, and kills of its servers.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::{Backing, Mount, Pool, clonefs, is_running, wait_until};
+
+/// A kept mount in the foreground, whose log is read.
+pub struct Kept {
+    pub pool: Pool,
+    holder: Child,
+    log: Arc<Mutex<Vec<String>>>,
+    mount: Option<Mount>,
+}
+
+impl Kept {
+    /// An empty pool on ext4; each server dies by this plan, see `src/fuse/deaths.rs`.
+    pub fn dying(deaths: &str) -> Kept {
+        Kept::new(Backing::Ext4, "deepen=manual", deaths)
+    }
+
+    pub fn new(kind: Backing, options: &str, deaths: &str) -> Kept {
+        let pool = Pool::unmounted(kind);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_clonefs"));
+        command.args(["mount", "--foreground", "-o", &format!("continuity=on,{options}")]).arg(pool.root());
+        if !deaths.is_empty() {
+            command.env("CLONEFS_TEST_DEATHS", deaths);
+        }
+        let mut holder = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("clonefs");
+        let log: Arc<Mutex<Vec<String>>> = Arc::default();
+        let lines = BufReader::new(holder.stderr.take().expect("a pipe")).lines();
+        let sink = log.clone();
+        thread::spawn(move || lines.map_while(Result::ok).for_each(|line| sink.lock().unwrap().push(line)));
+        let kept = Kept { mount: Some(Mount::adopt(pool.root())), pool, holder, log };
+        wait_until(|| kept.logged("serving") > 0);
+        kept
+    }
+
+    /// How many lines of the log have this.
+    pub fn logged(&self, text: &str) -> usize {
+        self.log.lock().unwrap().iter().filter(|line| line.contains(text)).count()
+    }
+
+    /// How often another server has taken over.
+    pub fn deaths(&self) -> usize {
+        self.logged("another one takes over") + self.logged("could not take the mount over (signal 9)")
+    }
+
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.pool.at(name)
+    }
+
+    pub fn mounted(&self) -> &Mount {
+        self.mount.as_ref().expect("a mount")
+    }
+
+    pub fn holder(&self) -> u32 {
+        self.holder.id()
+    }
+
+    /// Kills the server, and does not wait for the next one.
+    pub fn kill(&self) -> u32 {
+        kill(server_of(self.holder()).expect("a server"), libc::SIGKILL)
+    }
+
+    /// Unmounts, and checks that all is in order: the holder has ended well, and the pool is sound.
+    pub fn end(mut self) {
+        self.mount.take().expect("a mount").unmount();
+        let status = self.holder.wait().expect("the holder");
+        let log = self.log.lock().unwrap().join("\n");
+        assert!(status.success(), "{status:?}\n{log}");
+        clonefs([std::ffi::OsStr::new("check"), self.pool.root().as_os_str()]).success();
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("{}", self.log.lock().unwrap().join("\n"));
+            for pid in [Some(self.holder()), server_of(self.holder())].into_iter().flatten() {
+                kill(pid, libc::SIGKILL);
+            }
+            let _ = self.holder.wait();
+        }
+    }
+}
+
+/// Sends a signal.
+pub fn kill(pid: u32, signal: i32) -> u32 {
+    // SAFETY: kill takes a pid and a signal.
+    unsafe { libc::kill(pid as libc::pid_t, signal) };
+    pid
+}
+
+/// The child of a holder.
+pub fn server_of(holder: u32) -> Option<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{holder}/task/{holder}/children")).ok()?;
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(|pid| is_running(*pid))
+}
+
+/// Kills servers, one after the other comes up, until this is dropped.
+pub struct Killer {
+    stop: Arc<AtomicU64>,
+    thread: Option<thread::JoinHandle<u32>>,
+}
+
+impl Killer {
+    /// With a pause of up to `most` from when a server serves until it is killed.
+    pub fn start(kept: &Kept, most: Duration) -> Killer {
+        let stop: Arc<AtomicU64> = Arc::default();
+        let (stopped, holder, log) = (stop.clone(), kept.holder(), kept.log.clone());
+        let servers = move || log.lock().unwrap().iter().filter(|line| line.contains("serving")).count();
+        let thread = thread::spawn(move || {
+            let (mut kills, mut state) = (0, 88_172_645_463_325_252u64);
+            while stopped.load(Ordering::SeqCst) == 0 {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                thread::sleep(Duration::from_millis(state % (most.as_millis() as u64).max(1)));
+                let served = servers();
+                if let Some(server) = server_of(holder) {
+                    kill(server, libc::SIGKILL);
+                    kills += 1;
+                    while servers() == served && stopped.load(Ordering::SeqCst) == 0 {
+                        thread::sleep(Duration::from_millis(2));
+                    }
+                }
+            }
+            kills
+        });
+        Killer { stop, thread: Some(thread) }
+    }
+
+    /// Stops; how often it has killed.
+    pub fn end(mut self) -> u32 {
+        self.stop.store(1, Ordering::SeqCst);
+        self.thread.take().expect("a thread").join().expect("kills")
+    }
+}
+
+/// How long some work takes at most, in milliseconds.
+#[derive(Default)]
+pub struct Longest(AtomicU64);
+
+impl Longest {
+    pub fn time<T>(&self, work: impl FnOnce() -> T) -> T {
+        let begun = Instant::now();
+        let result = work();
+        self.0.fetch_max(begun.elapsed().as_millis() as u64, Ordering::Relaxed);
+        result
+    }
+
+    pub fn milliseconds(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether a path is a mount of clonefs.
+pub fn is_mounted(path: &Path) -> bool {
+    clonefs::mount::table::at(path).ok().flatten().is_some_and(|entry| entry.fs_type == clonefs::mount::table::FS_TYPE)
+}
