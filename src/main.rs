@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clonefs::mount::buffers::Allocator;
+use clonefs::daemon::mount::buffers::Allocator;
 
 /// The system's, but for the memory that requests are read into.
 #[global_allocator]

@@ -162,5 +162,8 @@ impl Longest {
 
 /// Whether a path is a mount of clonefs.
 pub fn is_mounted(path: &Path) -> bool {
-    clonefs::mount::table::at(path).ok().flatten().is_some_and(|entry| entry.fs_type == clonefs::mount::table::FS_TYPE)
+    clonefs::daemon::mount::table::at(path)
+        .ok()
+        .flatten()
+        .is_some_and(|entry| entry.fs_type == clonefs::daemon::mount::table::FS_TYPE)
 }
