@@ -6,15 +6,15 @@ use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
 
-use clonefs::io::{FileKind, Fs, HostFs, Open};
-use clonefs::layer::Layer;
-use clonefs::layer::map::{self, Delta, Map};
-use clonefs::layer::resolve::resolve;
-use clonefs::pool::{CloneOptions, Pool, PoolOptions};
-use clonefs::store::Store;
-use clonefs::store::record::{Change, LayerRecord};
+use clonefs::engine::io::{FileKind, Fs, HostFs, Open};
+use clonefs::engine::layer::Layer;
+use clonefs::engine::layer::map::{self, Delta, Map};
+use clonefs::engine::layer::resolve::resolve;
+use clonefs::engine::pool::{CloneOptions, Pool, PoolOptions};
+use clonefs::engine::store::Store;
+use clonefs::engine::store::record::{Change, LayerRecord};
+use clonefs::engine::volume::Volume;
 use clonefs::units::{BLOCK, Id};
-use clonefs::volume::Volume;
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use roaring::RoaringBitmap;
 
@@ -109,7 +109,7 @@ fn logs(c: &mut Criterion) {
     }
     let mut log = Map::create(&fs, Id(8)).expect("map");
     log.append(&delta(1 << 20)).expect("append");
-    let bytes = std::fs::read(dir.path().join(clonefs::store::map_path(Id(8)))).expect("map");
+    let bytes = std::fs::read(dir.path().join(clonefs::engine::store::map_path(Id(8)))).expect("map");
     group.bench_function(BenchmarkId::new("read, scattered blocks", 1 << 20), |b| {
         b.iter(|| map::decode(black_box(&bytes), Id(8)).expect("map"));
     });

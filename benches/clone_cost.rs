@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use clonefs::client::doors;
-use clonefs::door::CloneRequest;
+use clonefs::protocol::CloneRequest;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 

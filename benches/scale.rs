@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clonefs::client::doors;
-use clonefs::door::CloneRequest;
-use clonefs::io::{Fs, HostFs};
-use clonefs::layer::map::{self, Delta, Map};
+use clonefs::engine::io::{Fs, HostFs};
+use clonefs::engine::layer::map::{self, Delta, Map};
+use clonefs::protocol::CloneRequest;
 use clonefs::units::{BLOCK, Id};
 use roaring::RoaringBitmap;
 

@@ -1,24 +1,14 @@
 //! clonefs: instant copy-on-write clones of disk images in any Linux directory, which end as ordinary files.
 //!
-//! `ARCHITECTURE.md` walks through the modules. Imports go down this list, never up: `cli`, `vm`, `client`, `mount`, `fuse`,
-//! `compactor` and `transfer`, `pool`, `volume`, `layer`, `events` and `policy`, `store`, `io`; `units`, `error`, `door` and
-//! `sync` are for all.
+//! The rooms, from the top down; each may import those below it, never one above: `cli`; `vm`; `client`; `daemon`; `engine`;
+//! `protocol`. `units`, `error` and `sync` are for all. `ARCHITECTURE.md` walks through them.
 
 pub mod cli;
 pub mod client;
-pub mod compactor;
-pub mod door;
+pub mod daemon;
+pub mod engine;
 pub mod error;
-pub mod events;
-pub mod fuse;
-pub mod io;
-pub mod layer;
-pub mod mount;
-pub mod policy;
-pub mod pool;
-pub mod store;
+pub mod protocol;
 pub mod sync;
-pub mod transfer;
 pub mod units;
 pub mod vm;
-pub mod volume;

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// Rank of each module: it may use modules of a lower rank only. `units`, `error`, `door` and `sync` are for all.
+/// Rank of each module: it may use modules of a lower rank only. `protocol`, `units`, `error` and `sync` are for all. The
+/// rooms `engine` and `daemon` are looked at module by module.
 const RANKS: &[(&str, u32)] = &[
     ("io", 1),
     ("store", 2),
@@ -12,15 +13,18 @@ const RANKS: &[(&str, u32)] = &[
     ("policy", 3),
     ("volume", 4),
     ("pool", 5),
-    ("compactor", 6),
-    ("transfer", 6),
-    ("fuse", 7),
-    ("mount", 8),
-    ("client", 9),
-    ("vm", 10),
-    ("cli", 11),
+    ("namespace", 6),
+    ("compactor", 7),
+    ("engine", 8),
+    ("fuse", 9),
+    ("mount", 10),
+    ("daemon", 11),
+    ("client", 12),
+    ("vm", 13),
+    ("cli", 14),
 ];
-const FOR_ALL: &[&str] = &["units", "error", "door", "sync"];
+const ROOMS: &[&str] = &["engine", "daemon"];
+const FOR_ALL: &[&str] = &["units", "error", "protocol", "sync"];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(dir).expect("the source directory").flatten() {
@@ -48,17 +52,23 @@ fn all_below(directory: &str) -> Vec<(PathBuf, String)> {
 /// The module that a source file belongs to.
 fn module_of(path: &Path) -> String {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let first = path.strip_prefix(src).expect("below src").components().next().expect("a name");
-    first.as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned()
+    let inside = path.strip_prefix(src).expect("below src").with_extension("");
+    let mut names = inside.iter().map(|name| name.to_string_lossy().into_owned());
+    let first = names.next().expect("a name");
+    let room = ROOMS.contains(&first.as_str());
+    names.next().filter(|second| room && second != "mod").unwrap_or(first)
 }
 
-/// Modules of this crate that a text names by `crate::NAME`.
+/// Modules of this crate that a text names by `crate::NAME` or `crate::ROOM::NAME`.
 fn uses(text: &str) -> Vec<String> {
     let mut names = Vec::new();
     for line in text.lines().filter(|l| !l.trim_start().starts_with("//")) {
         for part in line.split("crate::").skip(1) {
-            let name: String = part.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
-            names.push(name);
+            let mut path = part.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':')).next();
+            let mut path = path.take().unwrap_or_default().split("::").filter(|name| !name.is_empty());
+            let first = path.next().unwrap_or_default();
+            let second = path.next().filter(|_| ROOMS.contains(&first));
+            names.push(second.unwrap_or(first).to_owned());
         }
     }
     names

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clonefs::client::doors;
-use clonefs::door::{CloneRequest, VolumeState};
+use clonefs::protocol::{CloneRequest, VolumeState};
 use support::{Backing, Mount, Pool, as_user, clonefs, errno, mknod, noise, on, on_each_filesystem, run, set_xattr};
 
 const BLOCK: usize = 4096;

@@ -48,7 +48,7 @@ fn what_happens_is_told_with_who_asked_and_why() {
         assert!(deepened.get("uid").is_none(), "{deepened}");
 
         // A file with something in it is no place for a clone.
-        let refused = support::set_xattr(&pool.at("vm"), clonefs::door::CLONE_FROM, b"base");
+        let refused = support::set_xattr(&pool.at("vm"), clonefs::protocol::CLONE_FROM, b"base");
         assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EEXIST));
         let refused = find(&root, "refused", "vm");
         assert!(refused["why"].as_str().unwrap().contains("not empty"), "{refused}");
@@ -90,7 +90,7 @@ fn an_adoption_and_a_refusal_for_another_user_are_told() {
         let target = pool.at("stolen");
         as_user(4321, 4321, || {
             fs::write(&target, b"").unwrap();
-            let refused = support::set_xattr(&target, clonefs::door::CLONE_FROM, b"base");
+            let refused = support::set_xattr(&target, clonefs::protocol::CLONE_FROM, b"base");
             assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EACCES));
         });
         assert_eq!(find(&root, "refused", "stolen")["uid"], 4321);

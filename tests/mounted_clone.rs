@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use clonefs::door::{CLONE_FROM, FLUSH, VolumeState};
+use clonefs::protocol::{CLONE_FROM, FLUSH, VolumeState};
 use support::{Backing, Mapping, Pool, errno, noise, on, on_each_filesystem, run, set_xattr, wait_until};
 
 const MIB: usize = 1 << 20;

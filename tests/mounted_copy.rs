@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 
-use clonefs::door::VolumeState;
+use clonefs::protocol::VolumeState;
 use support::{Pool, noise, on_each_filesystem, run};
 
 const MIB: usize = 1 << 20;

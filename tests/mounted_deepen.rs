@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
-use clonefs::door::{DEEPEN, VolumeState};
+use clonefs::protocol::{DEEPEN, VolumeState};
 use support::{Backing, Mapping, Pool, clonefs, get_xattr, list_xattr, noise, on, on_each_filesystem, set_xattr};
 use support::{run, wait_until};
 

@@ -148,12 +148,12 @@ fn only_who_may_read_both_hears_of_a_difference() {
         pool.write("secret", b"secret");
         fs::set_permissions(pool.at("secret"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         pool.write("public", b"public");
-        let attribute = format!("{}{}.0", clonefs::door::DIFF, "0".repeat(32));
+        let attribute = format!("{}{}.0", clonefs::protocol::DIFF, "0".repeat(32));
         assert_eq!(errno(as_user(1234, 1234, || get_xattr(&pool.at("secret"), &attribute))), libc::EACCES);
         // A token that was never given.
         assert_eq!(errno(as_user(1234, 1234, || get_xattr(&pool.at("public"), &attribute))), libc::EXDEV);
         for bad in ["", "x", ".", "0.", "0.-1"] {
-            let name = format!("{}{bad}", clonefs::door::DIFF);
+            let name = format!("{}{bad}", clonefs::protocol::DIFF);
             assert_ne!(errno(get_xattr(&pool.at("public"), name)), 0, "{bad}");
         }
         clonefs(["diff", "missing", "/etc/hostname"]).code(1);

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clonefs::client::doors;
-use clonefs::door::{DeepenAction, DeepenRequest, VolumeState};
-use clonefs::io::{Fs, HostFs, Open, Ring, aligned};
+use clonefs::engine::io::{Fs, HostFs, Open, Ring, aligned};
+use clonefs::protocol::{DeepenAction, DeepenRequest, VolumeState};
 use support::{Pool, noise, on_each_filesystem, run, wait_until};
 
 /// No whole number of blocks, so that the last one is a part.

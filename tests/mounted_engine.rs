@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use clonefs::door::VolumeState;
-use clonefs::io::aligned;
+use clonefs::engine::io::aligned;
+use clonefs::protocol::VolumeState;
 use support::{Backing, Mount, Pool, fallocate, noise, on, run, wait_until};
 
 const BLOCK: usize = 4096;

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
-use clonefs::door::VolumeState;
+use clonefs::protocol::VolumeState;
 use support::{Backing, Disk, Done, Pool, fallocate, noise, run, wait_until};
 
 const MIB: u64 = 1 << 20;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use clonefs::door::{CLONE, GROUP, TOKEN};
+use clonefs::protocol::{CLONE, GROUP, TOKEN};
 use support::{
     Backing, Mapping, Pool, clonefs, errno, get_xattr, noise, on, on_each_filesystem, set_xattr, wait_until,
 };

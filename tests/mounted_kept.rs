@@ -10,8 +10,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use clonefs::door::{RESET, VolumeState};
-use clonefs::io::{Fs, HostFs, Open};
+use clonefs::engine::io::{Fs, HostFs, Open};
+use clonefs::protocol::{RESET, VolumeState};
 use support::{Backing, Pool, clonefs, errno, noise, on, ready, run, set_xattr, wait_until};
 
 fn write_at(path: &Path, offset: u64, bytes: &[u8]) -> std::io::Result<()> {

@@ -8,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use clonefs::door::{
+use clonefs::protocol::{
     CLONE, CloneRequest, DEEPEN, INFO, ORIGIN, POLICIES, POLICY, PoolStatus, STATUS, TOKEN, VolumeInfo,
 };
 use support::{Backing, Pool, as_user, clonefs, errno, get_xattr, is_running, noise, on, set_xattr, wait_until};

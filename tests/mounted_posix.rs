@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use clonefs::door;
+use clonefs::protocol;
 use support::{Backing, clonefs, get_xattr, on, run};
 
 /// A program of a suite: in the search path, or where `scripts/setup --ci` puts it.
@@ -149,7 +149,7 @@ fn fsx_finds_nothing_in_files_that_are_cloned_and_deepened_all_the_time() {
             assert!(child.wait().expect("wait").success(), "fsx, seed {seed}, found something:\n{}", log());
         }
         assert!(round > 3, "{round} rounds only");
-        let report = get_xattr(pool.root(), door::CHECK).expect("check");
+        let report = get_xattr(pool.root(), protocol::CHECK).expect("check");
         assert!(report.starts_with(b"{\"problems\":[]"), "{}", String::from_utf8_lossy(&report));
     });
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use clonefs::client::doors;
-use clonefs::door::CloneRequest;
+use clonefs::protocol::CloneRequest;
 use support::{Backing, Disk, Pool, as_user, clonefs, on_each_filesystem, run};
 
 const USER: u32 = 64_401;

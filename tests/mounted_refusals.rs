@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use clonefs::door::VolumeState;
+use clonefs::protocol::VolumeState;
 use support::{Backing, Done, Mount, Pool, clonefs, errno, is_running, noise, on, on_each_filesystem, run, wait_until};
 
 const MIB: usize = 1 << 20;

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use clonefs::door::VolumeState;
+use clonefs::protocol::VolumeState;
 use serde_json::Value;
 use support::{Backing, Done, Pool, as_user, clonefs, noise, on, on_each_filesystem, wait_until};
 

@@ -7,12 +7,12 @@ mod names;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
-use clonefs::io::{Fs, HostFs, Open};
-use clonefs::pool::check::check;
-use clonefs::pool::repair::{Repaired, repair};
-use clonefs::pool::{CloneOptions, Names, Pool, PoolOptions};
-use clonefs::store::log::{self, HEADER};
-use clonefs::volume::Volume;
+use clonefs::engine::io::{Fs, HostFs, Open};
+use clonefs::engine::pool::check::check;
+use clonefs::engine::pool::repair::{Repaired, repair};
+use clonefs::engine::pool::{CloneOptions, Names, Pool, PoolOptions};
+use clonefs::engine::store::log::{self, HEADER};
+use clonefs::engine::volume::Volume;
 use tempfile::TempDir;
 
 const SIZE: usize = 40_000;

@@ -7,12 +7,12 @@ use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use clonefs::compactor::snapshots::Schedules;
-use clonefs::events::What;
-use clonefs::io::{Fs, HostFs, Open};
-use clonefs::policy::Patch;
-use clonefs::pool::{Names, Pool, PoolOptions};
-use clonefs::volume::Volume;
+use clonefs::engine::compactor::snapshots::Schedules;
+use clonefs::engine::events::What;
+use clonefs::engine::io::{Fs, HostFs, Open};
+use clonefs::engine::policy::Patch;
+use clonefs::engine::pool::{Names, Pool, PoolOptions};
+use clonefs::engine::volume::Volume;
 use tempfile::TempDir;
 
 const HOUR: i64 = 3600;
@@ -119,7 +119,7 @@ fn the_last_of_each_period_stay_and_what_people_made_too() {
     assert_eq!(bench.read("vm", "2023-11-15T182000Z-kept-hourly"), b"05");
     assert_eq!(bench.read("vm", "mine"), b"00");
     bench.pool.shutdown().unwrap();
-    assert!(clonefs::pool::check::check(bench.pool.fs()).unwrap().problems.is_empty());
+    assert!(clonefs::engine::pool::check::check(bench.pool.fs()).unwrap().problems.is_empty());
 }
 
 #[test]

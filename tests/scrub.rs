@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
-use clonefs::door::ScrubStatus;
+use clonefs::protocol::ScrubStatus;
 use support::{Backing, Done, Pool, clonefs, noise, on, on_each_filesystem, run, wait_until};
 
 const MIB: usize = 1 << 20;

@@ -3,8 +3,8 @@
 
 #![no_main]
 
-use clonefs::door::{PoolStatus, VolumeInfo};
-use clonefs::pool::{names, stub::Mark};
+use clonefs::protocol::{PoolStatus, VolumeInfo};
+use clonefs::engine::pool::{names, stub::Mark};
 use clonefs::units::Id;
 use libfuzzer_sys::fuzz_target;
 

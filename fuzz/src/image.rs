@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use clonefs::transfer::{ImportFormat, image};
+use clonefs::client::transfer::{ImportFormat, image};
 use libfuzzer_sys::fuzz_target;
 
 const FORMATS: [ImportFormat; 5] =

@@ -2,8 +2,8 @@
 
 #![no_main]
 
-use clonefs::layer::map;
-use clonefs::store::log;
+use clonefs::engine::layer::map;
+use clonefs::engine::store::log;
 use clonefs::units::Id;
 use libfuzzer_sys::fuzz_target;
 
@@ -28,7 +28,7 @@ fn record(bytes: &[u8]) -> Vec<u8> {
 }
 
 fuzz_target!(|bytes: &[u8]| {
-    let _ = clonefs::layer::unsynced::decode(bytes, 1);
+    let _ = clonefs::engine::layer::unsynced::decode(bytes, 1);
     let _ = map::decode(bytes, Id(1));
     let _ = map::decode(&sealed([bytes].into_iter()), Id(1));
     let wrapped = record(bytes);

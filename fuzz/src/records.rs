@@ -2,9 +2,9 @@
 
 #![no_main]
 
-use clonefs::store::catalogue::{self, Catalogue};
-use clonefs::store::record::Change;
-use clonefs::store::{FORMAT, PoolFile, log};
+use clonefs::engine::store::catalogue::{self, Catalogue};
+use clonefs::engine::store::record::Change;
+use clonefs::engine::store::{FORMAT, PoolFile, log};
 use libfuzzer_sys::fuzz_target;
 
 const MAGIC: &[u8; 8] = b"cfsjrnl1";

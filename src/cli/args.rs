@@ -10,7 +10,7 @@ use super::args_life::{DiffArgs, ResetArgs, ResizeArgs, SnapshotCommand};
 use super::args_policy::PolicyCommand;
 use super::args_vm::{DoctorArgs, DomainCommand, PoolCommand};
 use super::examples;
-use crate::transfer::{Compression, ExportFormat, ImportFormat};
+use crate::client::transfer::{Compression, ExportFormat, ImportFormat};
 use crate::units::{MAX_VOLUME, format_size, parse_size};
 
 /// Instant copy-on-write clones of disk images in any Linux directory, which end as ordinary files.

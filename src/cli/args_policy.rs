@@ -6,8 +6,8 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand, ValueHint};
 
 use super::examples;
-use crate::policy::KEYS;
-use crate::policy::value::{CloneName, Order, Pattern, Rate, Schedule, When};
+use crate::engine::policy::KEYS;
+use crate::engine::policy::value::{CloneName, Order, Pattern, Rate, Schedule, When};
 
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {

@@ -8,11 +8,11 @@ use super::args::CheckArgs;
 use super::failure::{Failure, Outcome};
 use super::text;
 use crate::client::{self, mount_at, mount_over};
+use crate::daemon::mount::nested;
+use crate::engine::io::{Fs, HostFs};
+use crate::engine::pool::check::{self, Report};
+use crate::engine::pool::repair::{self, Repaired};
 use crate::error::{Context, Error, Kind, Result};
-use crate::io::{Fs, HostFs};
-use crate::mount::nested;
-use crate::pool::check::{self, Report};
-use crate::pool::repair::{self, Repaired};
 
 /// How long pools below a directory that is none are looked for.
 const SEARCH: Duration = Duration::from_secs(60);
@@ -155,7 +155,7 @@ fn describe(report: &Report, terminal: bool) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::check::Problem;
+    use crate::engine::pool::check::Problem;
 
     #[test]
     fn each_problem_has_its_remedy_below_it() {

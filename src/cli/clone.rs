@@ -14,9 +14,9 @@ use super::progress::{Meter, Unit};
 use super::template::Template;
 use super::{deepen, interrupt, text};
 use crate::client::{self, CloneOptions, Directory, Draft, Source, Target, clone_file, clone_group_into, clone_tree};
-use crate::door::{DeepenAction, DeepenRequest, VolumeState};
+use crate::engine::policy::value::{CloneName, Pattern};
 use crate::error::{Context, Error, Kind, Result};
-use crate::policy::value::{CloneName, Pattern};
+use crate::protocol::{DeepenAction, DeepenRequest, VolumeState};
 
 /// Most names that are tried for a clone without a destination.
 const MOST_NAMES: u32 = 1_000_000;

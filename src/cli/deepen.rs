@@ -7,8 +7,8 @@ use super::failure::{Outcome, note};
 use super::progress::{Meter, Unit};
 use super::{interrupt, place, text};
 use crate::client::{self, until_independent, volumes};
-use crate::door::{DeepenAction, DeepenRequest, VolumeState};
 use crate::error::{Error, Kind, Result};
+use crate::protocol::{DeepenAction, DeepenRequest, VolumeState};
 
 /// Starts deepening, and waits for it if asked.
 pub fn deepen(args: DeepenArgs) -> Outcome {

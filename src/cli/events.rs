@@ -8,10 +8,10 @@ use super::args::EventsArgs;
 use super::failure::{Failure, INTERRUPTED, Outcome, note};
 use super::{interrupt, place, text};
 use crate::client;
+use crate::engine::events::Event;
+use crate::engine::events::log::{self, Cursor, Page};
+use crate::engine::io::HostFs;
 use crate::error::{Context, Error, Kind, Result};
-use crate::events::Event;
-use crate::events::log::{self, Cursor, Page};
-use crate::io::HostFs;
 
 /// Time between two looks for new events.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -61,7 +61,7 @@ fn source(path: Option<&Path>) -> Result<Source> {
     match place::resolve(path) {
         Ok(place) if place.is_dir() => Ok(Source::Mounted(place)),
         Ok(place) => Err(Error::new(Kind::Invalid, "read the events of").at(place).because("it is not a directory")),
-        Err(error) => match path.filter(|path| path.join(crate::store::DIR).is_dir()) {
+        Err(error) => match path.filter(|path| path.join(crate::engine::store::DIR).is_dir()) {
             Some(path) => Ok(Source::Directory(HostFs::open_dir(path).context("open the pool", path)?)),
             None => Err(error),
         },
@@ -123,7 +123,7 @@ fn line(event: &Event, terminal: bool) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::events::What;
+    use crate::engine::events::What;
 
     #[test]
     fn times_are_ages_or_dates() {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use super::text;
-use crate::door::{VolumeInfo, VolumeState};
+use crate::protocol::{VolumeInfo, VolumeState};
 use crate::units::format_size;
 
 /// Levels that are drawn as such; what is deeper stands on the last one.

@@ -4,7 +4,7 @@ use super::args::{ExportArgs, ImportArgs};
 use super::failure::{Outcome, note};
 use super::progress::{Meter, Unit};
 use super::{interrupt, text};
-use crate::transfer::{self, ExportOptions, ImportOptions, PointInTime};
+use crate::client::transfer::{self, ExportOptions, ImportOptions, PointInTime};
 
 /// Writes a volume to an image file.
 pub fn export(args: ExportArgs) -> Outcome {

@@ -3,8 +3,8 @@
 
 use std::sync::OnceLock;
 
+use crate::client::transfer::Cancel;
 use crate::error::{Error, Kind, Result};
-use crate::transfer::Cancel;
 
 static CANCEL: OnceLock<Cancel> = OnceLock::new();
 

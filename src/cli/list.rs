@@ -10,8 +10,8 @@ use super::failure::Outcome;
 use super::table::{Align, Table};
 use super::{place, text};
 use crate::client::{Found, volumes};
-use crate::door::VolumeInfo;
 use crate::error::{Context, Result};
+use crate::protocol::VolumeInfo;
 use crate::units::format_size;
 
 /// Lists the volumes below a directory.
@@ -112,8 +112,8 @@ fn cells(info: &Result<VolumeInfo>, terminal: bool) -> Vec<Vec<u8>> {
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::door::VolumeState;
     use crate::error::{Error, Kind};
+    use crate::protocol::VolumeState;
 
     pub fn info(state: VolumeState) -> VolumeInfo {
         VolumeInfo {

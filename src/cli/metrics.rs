@@ -10,8 +10,8 @@ use super::failure::{Outcome, note};
 use super::status::{LIMIT, is_failure};
 use super::{place, text};
 use crate::client::{self, InTime, Total};
-use crate::door::{Level, PoolStatus};
 use crate::error::{Context, Error, Result};
+use crate::protocol::{Level, PoolStatus};
 
 /// For how long all pools together may take to say what their volumes take.
 const LIMIT_OF_USAGE: Duration = Duration::from_secs(300);

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use super::args::{DeepenPolicy, InitArgs, MountArgs, UnmountArgs};
 use super::failure::{Failure, Outcome, note};
 use crate::client::mount_over;
+use crate::daemon::mount::{self, MountConfig, Options, Unmount};
+use crate::engine::io::{Fs, HostFs};
+use crate::engine::pool;
 use crate::error::{Context, Error, Kind};
-use crate::io::{Fs, HostFs};
-use crate::mount::{self, MountConfig, Options, Unmount};
-use crate::pool;
 
 /// Mounts a pool.
 pub fn mount(args: MountArgs) -> Outcome {
@@ -57,7 +57,7 @@ pub fn init(args: InitArgs) -> Outcome {
 mod tests {
     use super::*;
     use crate::cli::args::{Cli, Command};
-    use crate::mount::Access;
+    use crate::daemon::mount::Access;
     use clap::Parser;
 
     fn parse(words: &[&str]) -> Outcome<Options> {

@@ -10,7 +10,7 @@ use super::failure::{Failure, Outcome, note};
 use super::table::{Align, Table};
 use super::{place, text};
 use crate::client;
-use crate::policy::{BELOW, KEYS, Patch, Setting};
+use crate::engine::policy::{BELOW, KEYS, Patch, Setting};
 
 /// Runs one of the commands.
 pub fn policy(command: PolicyCommand) -> Outcome {

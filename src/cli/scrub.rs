@@ -9,8 +9,8 @@ use super::failure::{Failure, Outcome, note};
 use super::progress::{Meter, Unit};
 use super::{interrupt, place, text};
 use crate::client::doors;
-use crate::door::ScrubStatus;
 use crate::error::{Kind, Result};
+use crate::protocol::ScrubStatus;
 
 /// Time between two looks.
 const PAUSE: Duration = Duration::from_millis(100);

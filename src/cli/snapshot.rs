@@ -11,8 +11,8 @@ use super::failure::{Failure, Outcome, note};
 use super::table::{Align, Table};
 use super::{place, text};
 use crate::client::{self, FoundSnapshot, SnapshotName};
-use crate::door::ResizeRequest;
 use crate::error::{Context, Error, Kind, Result};
+use crate::protocol::ResizeRequest;
 use crate::units::{MAX_VOLUME, format_size};
 
 /// How every qcow2 image begins.
@@ -184,7 +184,7 @@ pub fn resize(args: &ResizeArgs) -> Outcome {
 
 /// What is left to do for a volume that grew to `size` bytes.
 fn grown(volume: &Path, size: u64) -> String {
-    let volume = crate::mount::quoted(volume);
+    let volume = crate::daemon::mount::quoted(volume);
     format!(
         "A machine that runs on it sees this after `virsh blockresize DOMAIN {volume} --size {size}B`, others when they start.\n\
          Then, in the guest: growpart /dev/vda 1, and resize2fs /dev/vda1 (ext4) or xfs_growfs / (xfs)."

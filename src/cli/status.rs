@@ -9,8 +9,8 @@ use super::args::StatusArgs;
 use super::failure::{FAILED, Failure, INTERRUPTED, Outcome};
 use super::{interrupt, place, text};
 use crate::client::{self, InTime};
-use crate::door::{JobStatus, Level, PoolStatus, SpaceStatus, Trouble};
 use crate::error::{Error, Kind, Result};
+use crate::protocol::{JobStatus, Level, PoolStatus, SpaceStatus, Trouble};
 use crate::units::format_size;
 
 /// For how long a daemon may take to answer.

@@ -10,8 +10,8 @@ use super::failure::Outcome;
 use super::table::{Align, Table};
 use super::{place, text};
 use crate::client::{self, Group, Total, Used};
-use crate::door::VolumeUsage;
 use crate::error::Context;
+use crate::protocol::VolumeUsage;
 use crate::units::format_size;
 
 /// Shows what the volumes below a directory take.

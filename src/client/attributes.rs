@@ -14,7 +14,7 @@ use rustix::fs::{Gid, Mode, Stat, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use super::xattr;
-use crate::door;
+use crate::protocol;
 
 const ACL: &str = "system.posix_acl_access";
 const DEFAULT_ACL: &str = "system.posix_acl_default";
@@ -155,7 +155,7 @@ fn travels(name: &OsStr) -> bool {
     const USED_BY_OTHERS: [&[u8]; 2] = [b"trusted.libvirt.", b"trusted.overlay."];
     let name = name.as_bytes();
     if name.starts_with(b"user.") {
-        return !name.starts_with(door::PREFIX.as_bytes());
+        return !name.starts_with(protocol::PREFIX.as_bytes());
     }
     name.starts_with(b"trusted.") && !USED_BY_OTHERS.iter().any(|p| name.starts_with(p))
 }

@@ -5,8 +5,8 @@ use std::os::fd::AsFd;
 use super::attributes::Apply;
 use super::place::Make;
 use super::{Draft, Progress, Source, Target, copy_in, doors};
-use crate::door::CloneRequest;
 use crate::error::{Error, Kind, Result};
+use crate::protocol::CloneRequest;
 use crate::units::{MAX_VOLUME, format_size};
 
 /// How to clone.

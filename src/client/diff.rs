@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::{Progress, doors, mounts, xattr};
-use crate::door::{self, DiffPage};
 use crate::error::{Context, Error, Kind, Result};
+use crate::protocol::{self, DiffPage};
 use crate::units::BLOCK;
 
 /// Compared at once.
@@ -46,7 +46,7 @@ pub fn diff(one: &Path, other: &Path, maps_only: bool, progress: Progress) -> Re
     let mut found = Difference { sizes, extents: Vec::new() };
     let mut from = Some(0);
     while let Some(start) = from {
-        let name = format!("{}{token}.{start}", door::DIFF);
+        let name = format!("{}{token}.{start}", protocol::DIFF);
         let json = xattr::fget(&a, name.as_ref()).map_err(|e| doors::failed("compare", one, e))?;
         let page: DiffPage = serde_json::from_slice(&json).map_err(|e| {
             Error::new(Kind::Unsupported, "compare").at(one).because(e).remedy("unmount and mount again")

@@ -10,15 +10,15 @@ use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 
 use super::{mounts, xattr};
-use crate::door::{self, CloneRequest, DeepenRequest, GroupRequest, Level, PoolStatus, VolumeInfo, VolumeUsage};
+use crate::engine::events::log::{Cursor, Page};
+use crate::engine::policy::{Listing, Patch, Setting};
+use crate::engine::pool::check::Report;
 use crate::error::{Error, Kind, Result};
-use crate::events::log::{Cursor, Page};
-use crate::policy::{Listing, Patch, Setting};
-use crate::pool::check::Report;
+use crate::protocol::{self, CloneRequest, DeepenRequest, GroupRequest, Level, PoolStatus, VolumeInfo, VolumeUsage};
 
 /// All about one volume. `None` for a file that does not lie on a clonefs mount.
 pub fn info(path: &Path) -> Result<Option<VolumeInfo>> {
-    match xattr::get(path, door::INFO) {
+    match xattr::get(path, protocol::INFO) {
         Ok(json) => decode("read the state of", path, &json).map(Some),
         Err(e) if xattr::absent(e) => Ok(None),
         Err(e) => Err(failed("read the state of", path, e)),
@@ -27,13 +27,13 @@ pub fn info(path: &Path) -> Result<Option<VolumeInfo>> {
 
 /// The same for an open file.
 pub fn info_of(file: impl AsFd, path: &Path) -> Result<VolumeInfo> {
-    let json = xattr::fget(file, OsStr::new(door::INFO)).map_err(|e| failed("read the state of", path, e))?;
+    let json = xattr::fget(file, OsStr::new(protocol::INFO)).map_err(|e| failed("read the state of", path, e))?;
     decode("read the state of", path, &json)
 }
 
 /// What one volume takes. `None` for a file that does not lie on a clonefs mount.
 pub fn usage(path: &Path) -> Result<Option<VolumeUsage>> {
-    match xattr::get(path, door::USAGE) {
+    match xattr::get(path, protocol::USAGE) {
         Ok(json) => decode("read the usage of", path, &json).map(Some),
         Err(e) if xattr::absent(e) => Ok(None),
         Err(e) => Err(failed("read the usage of", path, e)),
@@ -42,7 +42,7 @@ pub fn usage(path: &Path) -> Result<Option<VolumeUsage>> {
 
 /// The settings that hold for a path, by name.
 pub fn policy(path: &Path) -> Result<BTreeMap<String, Setting>> {
-    match xattr::get(path, door::POLICY) {
+    match xattr::get(path, protocol::POLICY) {
         Ok(json) => decode("read the policy of", path, &json),
         Err(e) if xattr::absent(e) => Err(not_here("read the policy of", path)),
         Err(e) => Err(failed("read the policy of", path, e)),
@@ -51,7 +51,7 @@ pub fn policy(path: &Path) -> Result<BTreeMap<String, Setting>> {
 
 /// All policies of the pool that the directory `path` lies in.
 pub fn policies(path: &Path) -> Result<Listing> {
-    match xattr::get(path, door::POLICIES) {
+    match xattr::get(path, protocol::POLICIES) {
         Ok(json) => decode("read the policies of", path, &json),
         Err(e) if xattr::absent(e) => Err(not_here("read the policies of", path)),
         Err(e) => Err(failed("read the policies of", path, e)),
@@ -61,7 +61,7 @@ pub fn policies(path: &Path) -> Result<Listing> {
 /// Changes settings of a path.
 pub fn set_policy(path: &Path, patch: &Patch) -> Result<()> {
     let json = encode("set a policy for", path, patch)?;
-    setxattr(path, door::POLICY, &json, XattrFlags::empty()).map_err(|e| match e {
+    setxattr(path, protocol::POLICY, &json, XattrFlags::empty()).map_err(|e| match e {
         e if xattr::absent(e) => not_here("set a policy for", path),
         Errno::PERM | Errno::ACCESS => {
             failed("set a policy for", path, e).remedy("root and the user who mounted the pool may do that")
@@ -79,7 +79,7 @@ pub fn set_policy(path: &Path, patch: &Patch) -> Result<()> {
 
 /// Some events of the pool that the directory `path` lies in, from a place on.
 pub fn events(path: &Path, from: Cursor) -> Result<Page> {
-    match xattr::get(path, &format!("{}.{from}", door::EVENTS)) {
+    match xattr::get(path, &format!("{}.{from}", protocol::EVENTS)) {
         Ok(json) => decode("read the events of", path, &json),
         Err(e) if xattr::absent(e) => Err(not_here("read the events of", path)),
         Err(e) => Err(failed("read the events of", path, e)),
@@ -88,7 +88,7 @@ pub fn events(path: &Path, from: Cursor) -> Result<Page> {
 
 /// State of the pool that the directory `path` lies in. `None` if it does not lie on a clonefs mount.
 pub fn status(path: &Path) -> Result<Option<PoolStatus>> {
-    match xattr::get(path, door::STATUS) {
+    match xattr::get(path, protocol::STATUS) {
         Ok(json) => decode("read the status of", path, &json).map(Some),
         Err(e) if xattr::absent(e) => Ok(None),
         Err(e) => Err(failed("read the status of", path, e)),
@@ -97,7 +97,7 @@ pub fn status(path: &Path) -> Result<Option<PoolStatus>> {
 
 /// What a check of the pool finds while it is served; `root` is the root of its mount.
 pub fn check(root: &Path) -> Result<Report> {
-    match xattr::get(root, door::CHECK) {
+    match xattr::get(root, protocol::CHECK) {
         Ok(json) => decode("check", root, &json),
         Err(e @ (Errno::PERM | Errno::ACCESS)) => {
             Err(failed("check", root, e).remedy("root and the user who mounted the pool may do that"))
@@ -108,7 +108,7 @@ pub fn check(root: &Path) -> Result<Report> {
 
 /// Begins to compare all frozen layers of the pool with their checksums; `root` is the root of its mount.
 pub fn scrub(root: &Path) -> Result<()> {
-    setxattr(root, door::SCRUB, b"start", XattrFlags::empty()).map_err(|e| match e {
+    setxattr(root, protocol::SCRUB, b"start", XattrFlags::empty()).map_err(|e| match e {
         e if xattr::absent(e) => not_here("scrub", root),
         Errno::PERM | Errno::ACCESS => {
             failed("scrub", root, e).remedy("root and the user who mounted the pool may do that")
@@ -120,7 +120,7 @@ pub fn scrub(root: &Path) -> Result<()> {
 /// Starts, pauses or resumes background work: of one volume, or of the whole pool when `path` is a directory.
 pub fn deepen(path: &Path, request: &DeepenRequest) -> Result<()> {
     let json = encode("deepen", path, request)?;
-    setxattr(path, door::DEEPEN, &json, XattrFlags::empty()).map_err(|e| match e {
+    setxattr(path, protocol::DEEPEN, &json, XattrFlags::empty()).map_err(|e| match e {
         e if xattr::absent(e) => not_here("deepen", path),
         Errno::PERM | Errno::ACCESS if path.is_dir() => {
             failed("change background work of the pool", path, e).remedy("only root may do that for a whole pool")
@@ -131,7 +131,7 @@ pub fn deepen(path: &Path, request: &DeepenRequest) -> Result<()> {
 
 /// A token that stands for the open file as the source of a clone.
 pub fn token(source: impl AsFd, path: &Path) -> Result<String> {
-    match xattr::fget(source, OsStr::new(door::TOKEN)) {
+    match xattr::fget(source, OsStr::new(protocol::TOKEN)) {
         Ok(token) => Ok(xattr::text(token)),
         Err(e) => Err(clone_failed(path, e)),
     }
@@ -140,20 +140,20 @@ pub fn token(source: impl AsFd, path: &Path) -> Result<String> {
 /// Makes the empty open file a clone.
 pub fn clone(target: impl AsFd, request: &CloneRequest, source: &Path) -> Result<()> {
     let json = encode("clone", source, request)?;
-    xattr::fset(target, OsStr::new(door::CLONE), &json).map_err(|e| clone_failed(source, e))
+    xattr::fset(target, OsStr::new(protocol::CLONE), &json).map_err(|e| clone_failed(source, e))
 }
 
 /// Carries out the requests of a group, of which the open file is a member. `what` stands for it in messages.
 pub fn carry_out(member: impl AsFd, request: &GroupRequest, what: &Path) -> Result<()> {
     let json = encode("clone a group", what, request)?;
-    xattr::fset(member, OsStr::new(door::GROUP), &json).map_err(|e| clone_failed(what, e))
+    xattr::fset(member, OsStr::new(protocol::GROUP), &json).map_err(|e| clone_failed(what, e))
 }
 
 /// The error for a file that should lie on a clonefs mount and does not.
 pub fn not_here(operation: &'static str, path: &Path) -> Error {
     let error = Error::new(Kind::Unsupported, operation).at(path);
     let here = "not on a mounted pool";
-    match (mounts::mount_over(path), crate::mount::lingering(path)) {
+    match (mounts::mount_over(path), crate::daemon::mount::lingering(path)) {
         (Some(mount), _) => {
             error.because(here).remedy(format!("its pool is mounted: use its path below {:?}", mount.mountpoint))
         }

@@ -10,9 +10,9 @@ use super::attributes::Apply;
 use super::clone::check;
 use super::place::Make;
 use super::{CloneOptions, Draft, Source, Target, doors};
-use crate::door::{CloneRequest, GroupRequest};
+use crate::engine::store::new_id;
 use crate::error::{Error, Kind, Result};
-use crate::store::new_id;
+use crate::protocol::{CloneRequest, GroupRequest};
 
 /// A group that is being put together. Nothing of it happens before [`Group::commit`].
 pub struct Group {

@@ -1,5 +1,5 @@
 //! The client of a mounted pool: what any program can do through the mount with ordinary calls and the doors of
-//! [`crate::door`], and nothing else. It needs no access to the pool's own files, so the kernel checks permissions.
+//! [`crate::protocol`], and nothing else. It needs no access to the pool's own files, so the kernel checks permissions.
 //!
 //! Nothing here talks to a terminal: progress goes to callbacks, errors to the caller.
 
@@ -15,6 +15,7 @@ mod place;
 mod snapshot;
 mod source;
 mod sync;
+pub mod transfer;
 mod tree;
 mod usage;
 mod wait;

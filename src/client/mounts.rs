@@ -8,9 +8,9 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::daemon::mount::table;
+pub use crate::daemon::mount::table::Entry as Mount;
 use crate::error::{Context, Error, Kind, Result};
-use crate::mount::table;
-pub use crate::mount::table::Entry as Mount;
 
 /// All clonefs mounts that this process can see, in the order in which they were mounted.
 pub fn mounts() -> Result<Vec<Mount>> {

@@ -8,10 +8,10 @@ use rustix::fs::{RenameFlags, XattrFlags, renameat_with, setxattr};
 use rustix::io::Errno;
 
 use super::{doors, mounts, xattr};
-use crate::door::{self, GroupRequest, ResizeRequest, SnapshotAction, SnapshotInfo, SnapshotRequest};
+use crate::engine::pool::snapshot::check_name;
+use crate::engine::store::new_id;
 use crate::error::{Error, Kind, Result};
-use crate::pool::snapshot::check_name;
-use crate::store::new_id;
+use crate::protocol::{self, GroupRequest, ResizeRequest, SnapshotAction, SnapshotInfo, SnapshotRequest};
 
 /// Name of the directory of all snapshots, at the root of a mount.
 const SNAPSHOTS: &str = ".snapshots";
@@ -82,7 +82,7 @@ impl SnapshotName {
 
     /// When it was made, in seconds since the epoch; `None` if it is not there or the caller may not read it.
     pub fn made(&self) -> Option<i64> {
-        let json = xattr::get(&self.place().ok()?, door::SNAPSHOT).ok()?;
+        let json = xattr::get(&self.place().ok()?, protocol::SNAPSHOT).ok()?;
         serde_json::from_slice(&json).ok().map(|info: SnapshotInfo| info.made)
     }
 
@@ -143,11 +143,11 @@ pub fn create_snapshots(volumes: &[PathBuf], name: &str) -> Result<()> {
     let group = (volumes.len() > 1).then(|| format!("{}{}", new_id(), new_id()));
     for volume in volumes {
         let request = SnapshotRequest { action: SnapshotAction::Create, name: name.to_owned(), group: group.clone() };
-        set(volume, door::SNAPSHOT, &request).map_err(|e| refused("make snapshot of", volume, name, e))?;
+        set(volume, protocol::SNAPSHOT, &request).map_err(|e| refused("make snapshot of", volume, name, e))?;
     }
     let Some(group) = group else { return Ok(()) };
     let request = GroupRequest { group, members: volumes.len() };
-    set(last, door::GROUP, &request).map_err(|e| refused("make snapshots with", last, name, e))
+    set(last, protocol::GROUP, &request).map_err(|e| refused("make snapshots with", last, name, e))
 }
 
 /// Makes the volume what its snapshot is.
@@ -155,14 +155,14 @@ pub fn roll_back(snapshot: &SnapshotName) -> Result<()> {
     check_volume(&snapshot.volume)?;
     snapshot.find()?;
     let request = SnapshotRequest { action: SnapshotAction::Rollback, name: snapshot.name.clone(), group: None };
-    set(&snapshot.volume, door::SNAPSHOT, &request)
+    set(&snapshot.volume, protocol::SNAPSHOT, &request)
         .map_err(|e| refused("roll back", &snapshot.volume, &snapshot.name, e))
 }
 
 /// Makes a volume what it was when it was made as a clone.
 pub fn reset(volume: &Path) -> Result<()> {
     check_volume(volume)?;
-    setxattr(volume, door::RESET, b"origin", XattrFlags::empty()).map_err(|e| match e {
+    setxattr(volume, protocol::RESET, b"origin", XattrFlags::empty()).map_err(|e| match e {
         e if xattr::absent(e) && !is_here(volume) => doors::not_here("reset", volume),
         Errno::OPNOTSUPP => Error::new(Kind::Unsupported, "reset")
             .at(volume)
@@ -178,7 +178,7 @@ pub fn reset(volume: &Path) -> Result<()> {
 /// Gives a volume another size.
 pub fn resize(volume: &Path, request: &ResizeRequest) -> Result<()> {
     check_volume(volume)?;
-    set(volume, door::RESIZE, request).map_err(|e| match e {
+    set(volume, protocol::RESIZE, request).map_err(|e| match e {
         Errno::INVAL => Error::new(Kind::Invalid, "resize")
             .at(volume)
             .because("it is larger than that")
@@ -224,7 +224,8 @@ pub fn snapshots(path: &Path) -> Result<Vec<FoundSnapshot>> {
             if of.as_ref().is_none_or(|of| of == volume)
                 && let Ok(meta) = entry.metadata()
             {
-                let info = xattr::get(&place, door::SNAPSHOT).ok().and_then(|json| serde_json::from_slice(&json).ok());
+                let info =
+                    xattr::get(&place, protocol::SNAPSHOT).ok().and_then(|json| serde_json::from_slice(&json).ok());
                 let below = directory.strip_prefix(&root).unwrap_or(Path::new(""));
                 found.push(FoundSnapshot { volume: below.join(volume), name: name.to_owned(), size: meta.len(), info });
             }

@@ -12,8 +12,8 @@ use rustix::io::Errno;
 use super::attributes::Attributes;
 use super::mounts::mount_of;
 use super::{Directory, doors};
-use crate::door;
 use crate::error::{Error, Kind, Result};
+use crate::protocol;
 
 /// Half of the time for which the daemon takes a token.
 const TOKEN_LIFE: Duration = Duration::from_secs(30);
@@ -132,7 +132,7 @@ impl Source {
         if self.in_pool {
             return Ok(());
         }
-        let stub = door::stub::is_stub(&self.fd).map_err(|e| Error::io("look at", e).at(&self.path))?;
+        let stub = protocol::stub::is_stub(&self.fd).map_err(|e| Error::io("look at", e).at(&self.path))?;
         if stub {
             return Err(Error::new(Kind::Unsupported, "clone")
                 .at(&self.path)

@@ -9,8 +9,8 @@ use rustix::io::Errno;
 
 use super::doors::{failed, not_here};
 use super::xattr;
-use crate::door;
 use crate::error::{Context, Result};
+use crate::protocol;
 
 /// Makes durable what was written so far to anything in the pool that the directory `path` lies in, names included. For
 /// root and the user who mounted the pool.
@@ -19,7 +19,7 @@ pub fn sync_pool(path: &Path) -> Result<()> {
     let root = open(path, flags, Mode::empty()).map_err(|e| failed("sync", path, e))?;
     // What programs have stored through mappings comes to the daemon with this, and no more than that.
     syncfs(&root).map_err(|e| failed("sync", path, e))?;
-    setxattr(path, door::FLUSH, b"sync", XattrFlags::empty()).map_err(|e| match e {
+    setxattr(path, protocol::FLUSH, b"sync", XattrFlags::empty()).map_err(|e| match e {
         e if xattr::absent(e) => not_here("sync", path),
         Errno::PERM | Errno::ACCESS => failed("sync a whole pool", path, e)
             .remedy("root and the user who mounted it may do that; of a file that you can read: clonefs sync FILE"),

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::{doors, walk};
-use crate::door::{PoolStatus, VolumeUsage};
 use crate::error::Result;
+use crate::protocol::{PoolStatus, VolumeUsage};
 use crate::units::{BLOCK, blocks};
 
 /// A regular file of a mount, with what it takes.
@@ -122,7 +122,7 @@ impl Total {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::door::Piece;
+    use crate::protocol::Piece;
 
     fn used(name: &str, inode: u64, uid: u32, pieces: &[(&str, u64, u64)]) -> Used {
         let piece = |(id, disk, readers): &(&str, u64, u64)| Piece { id: (*id).into(), disk: *disk, readers: *readers };

@@ -7,8 +7,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::doors;
-use crate::door::{Level, VolumeInfo, VolumeState};
 use crate::error::{Error, Kind, Result};
+use crate::protocol::{Level, VolumeInfo, VolumeState};
 
 /// Pause between two looks: at first the short one, then a sixteenth of the time that was waited, at most the long one.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);

@@ -5,8 +5,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::doors;
-use crate::door::VolumeInfo;
 use crate::error::{Context, Result};
+use crate::protocol::VolumeInfo;
 
 /// Files for which one more thread asks the daemon, and the most threads that do.
 const PER_THREAD: usize = 256;

@@ -16,8 +16,8 @@ use super::undo::Undo;
 use crate::client::{
     self, CloneOptions, Progress, Source, Staged, Target, WaitProgress, clone_file, copy_file, until_independent,
 };
-use crate::door::{DeepenAction, DeepenRequest, VolumeState};
 use crate::error::{Error, Kind, Result};
+use crate::protocol::{DeepenAction, DeepenRequest, VolumeState};
 
 /// What is told while it goes on. An error from any of these stops the work, which is then taken back.
 pub trait Observer {

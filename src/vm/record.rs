@@ -19,8 +19,8 @@ use super::undo::Undo;
 use super::virsh::Virsh;
 use super::xml::Element;
 use crate::client::{self, SnapshotName};
+use crate::engine::store::new_id;
 use crate::error::{Context, Error, Kind, Result};
-use crate::store::new_id;
 
 const FORMAT: u32 = 1;
 /// Larger is no record that was written here.

@@ -10,8 +10,8 @@ use super::source::{Domain, Taking};
 use super::undo::Undo;
 use super::virsh::Virsh;
 use crate::client::{self, SnapshotName};
+use crate::engine::store::new_id;
 use crate::error::{Context, Error, Kind, Result};
-use crate::store::new_id;
 
 const VERB: &str = "roll back";
 

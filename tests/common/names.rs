@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use clonefs::engine::io::{FileKey, Fs};
+use clonefs::engine::pool::{Names, Spot};
 use clonefs::error::Result;
-use clonefs::io::{FileKey, Fs};
-use clonefs::pool::{Names, Spot};
 
 /// Finds names in the root directory by looking: there are few files.
 pub struct Finder(pub Arc<dyn Fs>);

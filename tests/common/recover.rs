@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use clonefs::io::Fs;
-use clonefs::pool::check::{Report, check};
-use clonefs::pool::{Finished, Pool};
+use clonefs::engine::io::Fs;
+use clonefs::engine::pool::check::{Report, check};
+use clonefs::engine::pool::{Finished, Pool};
 
 use super::model::{Found, Model};
 use super::ops::Name;
@@ -35,7 +35,7 @@ pub fn clean(fs: &Arc<SimFs>) -> Outcome<Report> {
 }
 
 /// Opens the pool on a disk and looks at everything.
-fn recover(fs: &Arc<SimFs>) -> Outcome<(Arc<Pool>, Arc<dyn clonefs::pool::Names>, Found)> {
+fn recover(fs: &Arc<SimFs>) -> Outcome<(Arc<Pool>, Arc<dyn clonefs::engine::pool::Names>, Found)> {
     clean(fs)?;
     let (pool, names) = serve(fs)?;
     let troubles = pool.status().troubles;
@@ -172,15 +172,15 @@ pub fn drain(fs: &Arc<SimFs>, pool: &Arc<Pool>, found: &Found) -> Outcome {
     clean(fs)?;
     for (name, expect) in found {
         let path = file_name(*name);
-        let file = fs.open(&path, clonefs::io::Open::Read).map_err(text)?;
+        let file = fs.open(&path, clonefs::engine::io::Open::Read).map_err(text)?;
         let mut bytes = vec![0; file.stat().map_err(text)?.size as usize];
         file.read_at(&mut bytes, 0).map_err(text)?;
         if &bytes != expect {
             return Err(format!("the plain file v{name} has other bytes ({} of {})", bytes.len(), expect.len()));
         }
         // Of larger files nobody asks for the mark; it can stay when a crash or an error comes into a clone over a file.
-        let small = bytes.len() as u64 <= clonefs::pool::stub::MAX_STUB;
-        if small && fs.get_xattr(&path, &clonefs::pool::stub::XATTR.into()).is_ok() {
+        let small = bytes.len() as u64 <= clonefs::engine::pool::stub::MAX_STUB;
+        if small && fs.get_xattr(&path, &clonefs::engine::pool::stub::XATTR.into()).is_ok() {
             return Err(format!("the plain file v{name} is marked as a stub"));
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use clonefs::pool::Pool;
+use clonefs::engine::pool::Pool;
 
 use super::model::Found;
 use super::served::{Outcome, text, volume_of};

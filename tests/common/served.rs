@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
-use clonefs::io::Fs;
-use clonefs::pool::{Names, Pool, PoolOptions};
+use clonefs::engine::io::Fs;
+use clonefs::engine::pool::{Names, Pool, PoolOptions};
+use clonefs::engine::volume::fill::Filling;
+use clonefs::engine::volume::{State, Volume};
 use clonefs::units::Id;
-use clonefs::volume::fill::Filling;
-use clonefs::volume::{State, Volume};
 
 use super::model::Found;
 use super::names::Finder;

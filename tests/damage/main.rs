@@ -12,8 +12,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clonefs::io::{Fs, Open};
-use clonefs::pool::check::check;
+use clonefs::engine::io::{Fs, Open};
+use clonefs::engine::pool::check::check;
 
 use common::ops::{Name, Op, Op::*};
 use common::rng::Rng;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use clonefs::io::{Fs, Open};
+use clonefs::engine::io::{Fs, Open};
 
 use crate::after::{end, goes_on, settle};
 use crate::common::ops::{Name, Op};

@@ -6,9 +6,9 @@ use std::ffi::OsStr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock, Weak};
 
-use clonefs::io::{FileKind, Fs, Rename, SetTime};
-use clonefs::pool::names::{Caller, Change, Creation, NameTree, ROOT, Settings, WriteFlags};
-use clonefs::pool::{CloneOptions, Names, Pool, PoolOptions};
+use clonefs::engine::io::{FileKind, Fs, Rename, SetTime};
+use clonefs::engine::namespace::{Caller, Change, Creation, NameTree, ROOT, Settings, WriteFlags};
+use clonefs::engine::pool::{CloneOptions, Names, Pool, PoolOptions};
 
 use crate::after::LATCHED;
 use crate::common::recover::clean;
@@ -178,7 +178,7 @@ impl Tree {
         self.pool.shutdown()
     }
 
-    fn volume(&self, path: &str) -> clonefs::error::Result<Arc<clonefs::volume::Volume>> {
+    fn volume(&self, path: &str) -> clonefs::error::Result<Arc<clonefs::engine::volume::Volume>> {
         let number = self.names.open(self.node(path)?, libc::O_RDWR, &USER)?;
         Ok(self.names.handles().get(number)?.volume.clone())
     }

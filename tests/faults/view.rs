@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 
+use clonefs::engine::io::{FileKind, Timestamp};
+use clonefs::engine::namespace::{Caller, Handle, NameTree, ROOT};
 use clonefs::error::{Error, Kind, Result};
-use clonefs::io::{FileKind, Timestamp};
-use clonefs::pool::names::{Caller, Handle, NameTree, ROOT};
 
 use crate::common::world::WRONG;
 

@@ -4,8 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::path::Path;
 use std::sync::Arc;
 
-use clonefs::pool::CloneOptions;
-use clonefs::volume::Volume;
+use clonefs::engine::pool::CloneOptions;
+use clonefs::engine::volume::Volume;
 
 use crate::hooks::{Call, begin};
 use crate::world::{BLOCK, World, filled, read};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use clonefs::volume::Volume;
+use clonefs::engine::volume::Volume;
 
 use crate::hooks::Call;
 use crate::world::{BLOCK, World, filled, read};

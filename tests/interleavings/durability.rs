@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use clonefs::pool::CloneOptions;
-use clonefs::store::STUBS;
-use clonefs::volume::Volume;
+use clonefs::engine::pool::CloneOptions;
+use clonefs::engine::store::STUBS;
+use clonefs::engine::volume::Volume;
 
 use crate::hooks::Call;
 

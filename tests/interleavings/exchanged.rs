@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
+use clonefs::engine::io::{FileKey, Fs, HostFs, Rename, SetTime};
+use clonefs::engine::namespace::{Caller, Change, Creation, NameTree, ROOT, Settings};
+use clonefs::engine::pool::{CloneOptions, Finished, Names, Pool, PoolOptions, Spot};
 use clonefs::error::Result;
-use clonefs::io::{FileKey, Fs, HostFs, Rename, SetTime};
-use clonefs::pool::names::{Caller, Change, Creation, NameTree, ROOT, Settings};
-use clonefs::pool::{CloneOptions, Finished, Names, Pool, PoolOptions, Spot};
 
 /// Finds a file by looking, and the first time gives its name to `other` before it can be used.
 struct Racer {
@@ -65,12 +65,12 @@ fn pool() -> (tempfile::TempDir, Arc<dyn Fs>, Arc<Pool>) {
     (dir, fs, pool)
 }
 
-fn volume(fs: &Arc<dyn Fs>, pool: &Pool, name: &str) -> Arc<clonefs::volume::Volume> {
+fn volume(fs: &Arc<dyn Fs>, pool: &Pool, name: &str) -> Arc<clonefs::engine::volume::Volume> {
     pool.volume(fs.stat(Path::new(name)).unwrap().key, Path::new(name)).unwrap()
 }
 
 fn clone(fs: &Arc<dyn Fs>, pool: &Arc<Pool>, source: &str, target: &str) {
-    fs.open(Path::new(target), clonefs::io::Open::CreateNew(0o600)).unwrap();
+    fs.open(Path::new(target), clonefs::engine::io::Open::CreateNew(0o600)).unwrap();
     let (source, target) = (volume(fs, pool, source), volume(fs, pool, target));
     pool.clone_volume(&source, &target, &CloneOptions::default()).unwrap();
 }

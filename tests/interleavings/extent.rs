@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use clonefs::layer::Layer;
-use clonefs::layer::unsynced::{self, Change, Unsynced};
+use clonefs::engine::layer::Layer;
+use clonefs::engine::layer::unsynced::{self, Change, Unsynced};
+use clonefs::engine::volume::Volume;
 use clonefs::units::Id;
-use clonefs::volume::Volume;
 
 use crate::world::{BLOCK, World, filled, read};
 
@@ -130,10 +130,10 @@ fn what_an_old_map_says_beyond_the_end_is_forgotten() {
     let id = world.pool.store().catalogue().volumes().next().unwrap().file;
     drop((source, volume));
     // The size alone is changed, as if what it says of blocks had been left.
-    let (presence, scan) = clonefs::layer::map::read(world.fs.as_ref(), id).unwrap().unwrap();
+    let (presence, scan) = clonefs::engine::layer::map::read(world.fs.as_ref(), id).unwrap().unwrap();
     assert_eq!(presence.present.len(), 40);
-    let mut map = clonefs::layer::map::Map::resume(&world.fs, id, &scan).unwrap();
-    map.append(&clonefs::layer::map::Delta { size: 12 * BLOCK, overlap: 12, ..Default::default() }).unwrap();
+    let mut map = clonefs::engine::layer::map::Map::resume(&world.fs, id, &scan).unwrap();
+    map.append(&clonefs::engine::layer::map::Delta { size: 12 * BLOCK, overlap: 12, ..Default::default() }).unwrap();
     map.sync().unwrap();
     drop(map);
     let world = world.remounted();
@@ -163,7 +163,7 @@ fn a_block_that_comes_and_goes_between_two_flushes_is_absent_on_disk_too() {
     layer.mark(4, 5);
     layer.clear(4, 5);
     layer.flush().unwrap();
-    let (presence, _) = clonefs::layer::map::read(world.fs.as_ref(), Id(77)).unwrap().unwrap();
+    let (presence, _) = clonefs::engine::layer::map::read(world.fs.as_ref(), Id(77)).unwrap().unwrap();
     assert_eq!(presence.present.iter().collect::<Vec<_>>(), [2, 3, 5]);
 }
 
@@ -178,7 +178,7 @@ fn blocks_that_were_noted_without_their_size_are_not_there() {
     let id = world.pool.store().catalogue().volumes().next().unwrap().file;
     let log = Unsynced::new(world.fs.clone());
     log.note_with(id, || Change::Present(8, 10));
-    let data = world.fs.open(&clonefs::store::data_path(id), clonefs::io::Open::Write).unwrap();
+    let data = world.fs.open(&clonefs::engine::store::data_path(id), clonefs::engine::io::Open::Write).unwrap();
     data.write_at(&filled(2, 9), 8 * BLOCK).unwrap();
     assert_eq!(unsynced::read(world.fs.as_ref()).unwrap()[&id].present.len(), 2);
     drop((source, volume, data));
@@ -187,6 +187,6 @@ fn blocks_that_were_noted_without_their_size_are_not_there() {
     assert_eq!(volume.size().unwrap(), 4 * BLOCK);
     volume.set_size(12 * BLOCK).unwrap();
     assert!(read(&volume, 4 * BLOCK, 1 << 20) == filled(8, 0));
-    let (presence, _) = clonefs::layer::map::read(world.fs.as_ref(), id).unwrap().unwrap();
+    let (presence, _) = clonefs::engine::layer::map::read(world.fs.as_ref(), id).unwrap().unwrap();
     assert_eq!(presence.present.iter().collect::<Vec<_>>(), [0]);
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use clonefs::pool::Finished;
+use clonefs::engine::pool::Finished;
 
 use crate::hooks::Call;
 use crate::world::{BLOCK, World, filled, read};

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use clonefs::io::{DirEntry, File, FileRef, Fs, FsInfo, HostFs, InodeRef, Open, Rename, SetTime, Stat, Whence};
+use clonefs::engine::io::{DirEntry, File, FileRef, Fs, FsInfo, HostFs, InodeRef, Open, Rename, SetTime, Stat, Whence};
 
 /// A call that a trap can wait for; the path is the one the file was opened by.
 pub enum Call<'a> {

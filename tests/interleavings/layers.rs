@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use clonefs::io::{Open, Whence};
-use clonefs::layer::{Layer, close_idle};
-use clonefs::pool::CloneOptions;
-use clonefs::store::{LAYERS, STUBS, data_path, map_path};
+use clonefs::engine::io::{Open, Whence};
+use clonefs::engine::layer::{Layer, close_idle};
+use clonefs::engine::pool::CloneOptions;
+use clonefs::engine::store::{LAYERS, STUBS, data_path, map_path};
+use clonefs::engine::volume::fill::Filling;
+use clonefs::engine::volume::{State, Volume};
 use clonefs::units::Id;
-use clonefs::volume::fill::Filling;
-use clonefs::volume::{State, Volume};
 
 use crate::hooks::Call;
 use crate::world::{BLOCK, World, filled, read};

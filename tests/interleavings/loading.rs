@@ -39,7 +39,7 @@ fn an_open_that_reads_its_map_slowly_holds_no_other_up() {
         assert_eq!(pool.describe(path("other"), stat).unwrap().size, 4 * BLOCK);
         let other = pool.volume(stat.key, path("other")).unwrap();
         assert!(read(&other, 0, (2 * BLOCK) as usize) == [filled(1, 1), filled(1, 3)].concat());
-        let file = fs.open(path("third"), clonefs::io::Open::CreateNew(0o600)).unwrap();
+        let file = fs.open(path("third"), clonefs::engine::io::Open::CreateNew(0o600)).unwrap();
         let third = pool.created(path("third"), file).unwrap();
         pool.clone_volume(&other, &third, &Default::default()).unwrap();
         third.write(0, &[9]).unwrap();

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use clonefs::io::Fs;
-use clonefs::layer::unsynced::{self, Change, Unsynced};
-use clonefs::store::UNSYNCED;
+use clonefs::engine::io::Fs;
+use clonefs::engine::layer::unsynced::{self, Change, Unsynced};
+use clonefs::engine::store::UNSYNCED;
 use clonefs::units::Id;
 
 use crate::hooks::Call;

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Weak};
 
-use clonefs::io::{Fs, HostFs, Open};
-use clonefs::pool::{CloneOptions, Names, Pool, PoolOptions};
-use clonefs::volume::Volume;
+use clonefs::engine::io::{Fs, HostFs, Open};
+use clonefs::engine::pool::{CloneOptions, Names, Pool, PoolOptions};
+use clonefs::engine::volume::Volume;
 use tempfile::TempDir;
 
 use crate::hooks::{HookedFs, Hooks};

@@ -1,6 +1,6 @@
 //! `clonefs domain clone` of domains that are shut off.
 
-use clonefs::door::VolumeState;
+use clonefs::protocol::VolumeState;
 
 use crate::guest::{Tiny, disk, domain, with_os};
 use crate::host::{self, Host};

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use clonefs::door::VolumeInfo;
+use clonefs::protocol::VolumeInfo;
 
 use crate::support::{self, Done, get_xattr, run, wait_until};
 
@@ -172,7 +172,7 @@ impl Host {
 
     /// What the daemon says of a file in the pool.
     pub fn info(&self, path: &str) -> VolumeInfo {
-        let json = get_xattr(&self.reach(path), clonefs::door::INFO).expect("info");
+        let json = get_xattr(&self.reach(path), clonefs::protocol::INFO).expect("info");
         serde_json::from_slice(&json).expect("info")
     }
 

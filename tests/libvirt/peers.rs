@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use clonefs::door::VolumeState;
+use clonefs::protocol::VolumeState;
 
 use crate::guest::{disk, domain};
 use crate::host::{self, Host};

@@ -1,6 +1,6 @@
 //! A mounted pool as a libvirt directory pool: every volume command works as on any directory, also on clones.
 
-use clonefs::door::VolumeState;
+use clonefs::protocol::VolumeState;
 
 use crate::host::{self, Host};
 use crate::support::noise;

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use clonefs::pool::{CloneOptions, Member};
-use clonefs::volume::Volume;
+use clonefs::engine::pool::{CloneOptions, Member};
+use clonefs::engine::volume::Volume;
 
 use super::ops::{Name, Op};
 use super::oracle::{Outcome, differ};

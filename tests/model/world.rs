@@ -5,12 +5,12 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
+use clonefs::engine::io::{FileKey, Fs, HostFs, Open, Rename, Whence};
+use clonefs::engine::pool::{CloneOptions, Finished, Names, Pool, PoolOptions, Spot};
+use clonefs::engine::volume::fill::Filling;
+use clonefs::engine::volume::{Pinned, State, Volume};
 use clonefs::error::Result;
-use clonefs::io::{FileKey, Fs, HostFs, Open, Rename, Whence};
-use clonefs::pool::{CloneOptions, Finished, Names, Pool, PoolOptions, Spot};
 use clonefs::units::Id;
-use clonefs::volume::fill::Filling;
-use clonefs::volume::{Pinned, State, Volume};
 
 use super::ops::{Name, Op};
 use super::oracle::{Oracle, Outcome, check_holes, data, differ, pieces};
@@ -315,7 +315,7 @@ impl World {
         }
         (self.pool, self._names) = (None, None);
         let fs: Arc<dyn Fs> = Arc::new(HostFs::open_dir(self.dir.path()).map_err(text)?);
-        let report = clonefs::pool::check::check(&fs).map_err(text)?;
+        let report = clonefs::engine::pool::check::check(&fs).map_err(text)?;
         if !report.problems.is_empty() {
             return Err(format!("check finds {:?}", report.problems));
         }

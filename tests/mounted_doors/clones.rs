@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, chown};
 use std::path::Path;
 
-use clonefs::door;
+use clonefs::protocol;
 
 use crate::support::{
     Backing, Pool, as_user, as_user_in, errno, get_xattr, ioctl, noise, on, on_each_filesystem, set_xattr,
@@ -19,7 +19,7 @@ fn an_attribute_clones_by_path() {
         fs::create_dir_all(pool.at("images/old")).unwrap();
         pool.write("images/old/base", &bytes);
         pool.write("images/disk", b"");
-        let from = |path: &Path, value: &str| set_xattr(path, door::CLONE_FROM, value.as_bytes());
+        let from = |path: &Path, value: &str| set_xattr(path, protocol::CLONE_FROM, value.as_bytes());
         let absolute = pool.at("images/old/base");
         for source in ["old/base", "./old/../old/base", "../images/old/base", absolute.to_str().unwrap()] {
             let target = pool.write("images/new", b"");
@@ -84,7 +84,7 @@ fn a_clone_by_path_needs_a_source_that_the_caller_and_everybody_may_read() {
             as_user_in(uid, uid, groups, || {
                 sources.map(|source| {
                     let target = pool.write(&format!("of-{uid}"), b"");
-                    let code = errno(set_xattr(&target, door::CLONE_FROM, source.as_bytes()));
+                    let code = errno(set_xattr(&target, protocol::CLONE_FROM, source.as_bytes()));
                     assert_eq!(fs::read(&target).unwrap() == bytes, code == 0);
                     fs::remove_file(target).unwrap();
                     code
@@ -114,10 +114,10 @@ fn tokens_carry_the_right_to_read() {
         let bytes = noise(1, 100_000);
         let secret = pool.write("secret", &bytes);
         set_mode(&secret, 0o600);
-        as_user(1234, 1234, || assert_eq!(errno(get_xattr(&secret, door::TOKEN)), libc::EACCES));
-        let token = String::from_utf8(get_xattr(&secret, door::TOKEN).unwrap()).unwrap();
+        as_user(1234, 1234, || assert_eq!(errno(get_xattr(&secret, protocol::TOKEN)), libc::EACCES));
+        let token = String::from_utf8(get_xattr(&secret, protocol::TOKEN).unwrap()).unwrap();
         assert_eq!(token.len(), 32);
-        let clone = |name: &str, json: String| set_xattr(&pool.write(name, b""), door::CLONE, json.as_bytes());
+        let clone = |name: &str, json: String| set_xattr(&pool.write(name, b""), protocol::CLONE, json.as_bytes());
         // Whoever was given the token may use it.
         as_user(1234, 1234, || clone("theirs", format!(r#"{{"token":"{token}","size":200000}}"#)).unwrap());
         let mut longer = bytes.clone();
@@ -142,7 +142,7 @@ fn tokens_carry_the_right_to_read() {
         set_mode(&theirs, 0o644);
         let json = format!(r#"{{"token":"{token}"}}"#);
         as_user(1234, 1234, || {
-            assert_eq!(errno(set_xattr(&theirs, door::CLONE, json.as_bytes())), libc::EACCES);
+            assert_eq!(errno(set_xattr(&theirs, protocol::CLONE, json.as_bytes())), libc::EACCES);
         });
     });
 }
@@ -150,7 +150,7 @@ fn tokens_carry_the_right_to_read() {
 /// The token of an open file, by ioctl.
 fn token_of(file: &File) -> std::io::Result<[u8; 16]> {
     let mut token = [0; 16];
-    ioctl(file, door::IOC_TOKEN, &mut token).map(|()| token)
+    ioctl(file, protocol::IOC_TOKEN, &mut token).map(|()| token)
 }
 
 fn clone_argument(token: [u8; 16], size: u64, flags: u64) -> Vec<u8> {
@@ -165,7 +165,7 @@ fn ioctls_clone_from_handle_to_handle() {
         let source = File::open(&path).unwrap();
         let token = token_of(&source).unwrap();
         let target = read_write(&pool.write("target", b""));
-        ioctl(&target, door::IOC_CLONE, &mut clone_argument(token, 0, door::CLONE_SYNC)).unwrap();
+        ioctl(&target, protocol::IOC_CLONE, &mut clone_argument(token, 0, protocol::CLONE_SYNC)).unwrap();
         assert_eq!(target.metadata().unwrap().len(), 100_000);
         assert!(pool.read("target") == bytes);
 
@@ -173,11 +173,11 @@ fn ioctls_clone_from_handle_to_handle() {
         assert_eq!(errno(token_of(&write_only)), libc::EBADF);
         pool.write("other", b"");
         let read_only = File::open(pool.at("other")).unwrap();
-        assert_eq!(errno(ioctl(&read_only, door::IOC_CLONE, &mut clone_argument(token, 0, 0))), libc::EBADF);
+        assert_eq!(errno(ioctl(&read_only, protocol::IOC_CLONE, &mut clone_argument(token, 0, 0))), libc::EBADF);
         let other = read_write(&pool.at("other"));
-        assert_eq!(errno(ioctl(&other, door::IOC_CLONE, &mut clone_argument(token, 0, 1 << 40))), libc::EINVAL);
-        assert_eq!(errno(ioctl(&other, door::IOC_CLONE, &mut clone_argument([7; 16], 0, 0))), libc::EXDEV);
-        assert_eq!(errno(ioctl(&target, door::IOC_CLONE, &mut clone_argument(token, 0, 0))), libc::EEXIST);
+        assert_eq!(errno(ioctl(&other, protocol::IOC_CLONE, &mut clone_argument(token, 0, 1 << 40))), libc::EINVAL);
+        assert_eq!(errno(ioctl(&other, protocol::IOC_CLONE, &mut clone_argument([7; 16], 0, 0))), libc::EXDEV);
+        assert_eq!(errno(ioctl(&target, protocol::IOC_CLONE, &mut clone_argument(token, 0, 0))), libc::EEXIST);
         // Unknown ones are unknown, as everywhere.
         assert_eq!(errno(ioctl(&other, 0x8008_6601, &mut [0; 8])), libc::ENOTTY);
         let directory = File::open(pool.root()).unwrap();
@@ -192,7 +192,7 @@ fn appending_to_a_clone_goes_to_its_end() {
         let source = File::open(pool.write("source", &bytes)).unwrap();
         let token = token_of(&source).unwrap();
         let mut target = OpenOptions::new().append(true).create_new(true).open(pool.at("target")).unwrap();
-        ioctl(&target, door::IOC_CLONE, &mut clone_argument(token, 0, 0)).unwrap();
+        ioctl(&target, protocol::IOC_CLONE, &mut clone_argument(token, 0, 0)).unwrap();
         // The kernel was not asked for the size since.
         target.write_all(b"at the end").unwrap();
         assert!(pool.read("target") == [&bytes[..], b"at the end"].concat());
@@ -207,7 +207,7 @@ fn a_clone_takes_no_privileges_along() {
         let target = pool.write("target", b"");
         chown(&target, Some(0), Some(0)).unwrap();
         set_mode(&target, 0o6777);
-        as_user(1234, 1234, || set_xattr(&target, door::CLONE_FROM, b"source").unwrap());
+        as_user(1234, 1234, || set_xattr(&target, protocol::CLONE_FROM, b"source").unwrap());
         let meta = fs::metadata(&target).unwrap();
         assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.len()), (0o777, 0, 50_000));
     });

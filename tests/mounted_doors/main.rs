@@ -14,11 +14,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use clonefs::door;
+use clonefs::protocol;
 use support::{Backing, Mapping, Pool, copy_range, get_xattr, noise, on, set_xattr};
 
 fn is_overlay(pool: &Pool, name: &str) -> bool {
-    pool.info(name).state == door::VolumeState::Overlay
+    pool.info(name).state == protocol::VolumeState::Overlay
 }
 
 fn set_mode(path: &Path, mode: u32) {
@@ -42,7 +42,7 @@ fn many_threads_work_on_one_pool_at_once() {
                     for round in 0..6u8 {
                         let name = format!("t{thread}-{round}");
                         let path = pool.write(&name, b"");
-                        set_xattr(&path, door::CLONE_FROM, b"base").unwrap();
+                        set_xattr(&path, protocol::CLONE_FROM, b"base").unwrap();
                         let file = read_write(&path);
                         let mut mapping = Mapping::new(&file, 1 << 20).unwrap();
                         mapping.bytes()[usize::from(thread) * 4096] = round;
@@ -66,7 +66,7 @@ fn many_threads_work_on_one_pool_at_once() {
             }
         });
         assert!(pool.read("base") == base);
-        let report = get_xattr(pool.root(), door::CHECK).unwrap();
+        let report = get_xattr(pool.root(), protocol::CHECK).unwrap();
         assert!(report.starts_with(b"{\"problems\":[]"), "{}", String::from_utf8_lossy(&report));
     });
 }

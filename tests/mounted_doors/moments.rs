@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 
-use clonefs::door;
+use clonefs::protocol;
 
 use crate::read_write;
 use crate::support::{Mapping, errno, ioctl, noise, on_each_filesystem, seek, wait_until};
@@ -14,7 +14,7 @@ fn a_pinned_handle_reads_one_moment() {
         let bytes = noise(1, 300_000);
         pool.write("file", &bytes);
         let pinned = File::open(pool.at("file")).unwrap();
-        ioctl(&pinned, door::IOC_PIN, &mut []).unwrap();
+        ioctl(&pinned, protocol::IOC_PIN, &mut []).unwrap();
         let writer = read_write(&pool.at("file"));
         writer.write_all_at(&[7; 50_000], 100).unwrap();
         writer.set_len(200_000).unwrap();
@@ -31,7 +31,7 @@ fn a_pinned_handle_reads_one_moment() {
         assert_eq!(seek(&pinned, 0, libc::SEEK_HOLE).unwrap(), 300_000);
         assert_eq!(read(&writer).len(), 200_000);
         // A second pin keeps the first moment.
-        ioctl(&pinned, door::IOC_PIN, &mut []).unwrap();
+        ioctl(&pinned, protocol::IOC_PIN, &mut []).unwrap();
         assert!(read(&pinned) == bytes);
         // Reading on after the file was removed.
         fs::remove_file(pool.at("file")).unwrap();
@@ -39,10 +39,10 @@ fn a_pinned_handle_reads_one_moment() {
 
         pool.write("file", &bytes);
         let both = read_write(&pool.at("file"));
-        ioctl(&both, door::IOC_PIN, &mut []).unwrap();
+        ioctl(&both, protocol::IOC_PIN, &mut []).unwrap();
         assert_eq!(errno(both.write_at(b"x", 0)), libc::EBADF);
         let write_only = OpenOptions::new().write(true).open(pool.at("file")).unwrap();
-        assert_eq!(errno(ioctl(&write_only, door::IOC_PIN, &mut [])), libc::EBADF);
+        assert_eq!(errno(ioctl(&write_only, protocol::IOC_PIN, &mut [])), libc::EBADF);
         // Nothing is left behind when it is closed.
         drop((pinned, both, write_only, writer));
         fs::remove_file(pool.at("file")).unwrap();
@@ -79,7 +79,7 @@ fn stores_through_a_mapping_are_in_the_clone_and_found_as_data() {
         drop(file);
         mapping.bytes()[777_777] = 7;
         let pinned = File::open(&path).unwrap();
-        ioctl(&pinned, door::IOC_PIN, &mut []).unwrap();
+        ioctl(&pinned, protocol::IOC_PIN, &mut []).unwrap();
         mapping.bytes()[777_777] = 8;
         let mut byte = [0];
         pinned.read_exact_at(&mut byte, 777_777).unwrap();

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
 
-use clonefs::door;
+use clonefs::protocol;
 
 use crate::set_mode;
 use crate::support::{Backing, as_user, errno, get_xattr, noise, on, set_xattr};
@@ -15,21 +15,21 @@ fn state_is_told_in_words_and_numbers() {
         pool.write("base", &noise(1, 1 << 20));
         pool.clone("base", "clone");
         let text = |name: &str, door: &str| String::from_utf8(get_xattr(&pool.at(name), door).unwrap()).unwrap();
-        assert_eq!(text("clone", door::STATE), "overlay");
-        assert_eq!(text("clone", door::PROGRESS), "0.0");
-        assert_eq!(text("clone", door::ORIGIN), "base");
-        assert_eq!(text("clone", door::DEPTH), "1");
-        assert_eq!(text("clone", door::UNIQUE_BYTES), "0");
-        assert_eq!(text("clone", door::SHARED_BYTES), (1 << 20).to_string());
-        assert_eq!(text("clone", door::PARENT).len(), 16);
+        assert_eq!(text("clone", protocol::STATE), "overlay");
+        assert_eq!(text("clone", protocol::PROGRESS), "0.0");
+        assert_eq!(text("clone", protocol::ORIGIN), "base");
+        assert_eq!(text("clone", protocol::DEPTH), "1");
+        assert_eq!(text("clone", protocol::UNIQUE_BYTES), "0");
+        assert_eq!(text("clone", protocol::SHARED_BYTES), (1 << 20).to_string());
+        assert_eq!(text("clone", protocol::PARENT).len(), 16);
         pool.deepen("clone");
-        assert_eq!(text("clone", door::STATE), "independent");
-        assert_eq!(text("clone", door::PROGRESS), "100");
-        assert_eq!((text("clone", door::PARENT).as_str(), text("clone", door::DEPTH).as_str()), ("", "0"));
+        assert_eq!(text("clone", protocol::STATE), "independent");
+        assert_eq!(text("clone", protocol::PROGRESS), "100");
+        assert_eq!((text("clone", protocol::PARENT).as_str(), text("clone", protocol::DEPTH).as_str()), ("", "0"));
         // Blocks are those of an ordinary file at once.
         assert_eq!(fs::metadata(pool.at("clone")).unwrap().blocks() * 512, 1 << 20);
-        assert_eq!(errno(get_xattr(pool.root(), door::STATE)), libc::ENODATA);
-        assert_eq!(errno(get_xattr(&pool.at("base"), door::STATUS)), libc::ENODATA);
+        assert_eq!(errno(get_xattr(pool.root(), protocol::STATE)), libc::ENODATA);
+        assert_eq!(errno(get_xattr(&pool.at("base"), protocol::STATUS)), libc::ENODATA);
         assert_eq!(errno(get_xattr(&pool.at("base"), "user.clonefs.other")), libc::ENODATA);
         let status = pool.mounted().status();
         assert_eq!((status.pool.as_str(), status.backing.as_str()), (pool.root().to_str().unwrap(), "ext4"));
@@ -45,23 +45,23 @@ fn background_work_is_the_owners_and_the_administrators() {
         set_mode(&path, 0o666);
         let set = |path: &Path, door: &str, value: &str| errno(set_xattr(path, door, value.as_bytes()));
         as_user(1234, 1234, || {
-            assert_eq!(set(&path, door::DEEPEN, "start"), libc::EPERM);
+            assert_eq!(set(&path, protocol::DEEPEN, "start"), libc::EPERM);
             // The mode of the pool's root lets them write there.
-            assert_eq!(set(pool.root(), door::DEEPEN, "pause"), libc::EPERM);
-            assert_eq!(set(pool.root(), door::FLUSH, "sync"), libc::EPERM);
-            assert_eq!(errno(get_xattr(pool.root(), door::CHECK)), libc::EPERM);
+            assert_eq!(set(pool.root(), protocol::DEEPEN, "pause"), libc::EPERM);
+            assert_eq!(set(pool.root(), protocol::FLUSH, "sync"), libc::EPERM);
+            assert_eq!(errno(get_xattr(pool.root(), protocol::CHECK)), libc::EPERM);
         });
         chown(&path, Some(1234), None).unwrap();
         as_user(1234, 1234, || {
-            assert_eq!(set(&path, door::DEEPEN, "pause"), 0);
-            assert_eq!(set(&path, door::DEEPEN, r#"{"action":"resume"}"#), 0);
-            assert_eq!(set(&path, door::DEEPEN, "faster"), libc::EINVAL);
-            assert_eq!(set(pool.root(), door::DEEPEN, "pause"), libc::EPERM);
+            assert_eq!(set(&path, protocol::DEEPEN, "pause"), 0);
+            assert_eq!(set(&path, protocol::DEEPEN, r#"{"action":"resume"}"#), 0);
+            assert_eq!(set(&path, protocol::DEEPEN, "faster"), libc::EINVAL);
+            assert_eq!(set(pool.root(), protocol::DEEPEN, "pause"), libc::EPERM);
         });
-        assert_eq!(set(pool.root(), door::DEEPEN, r#"{"action":"pause","rate":1000}"#), 0);
+        assert_eq!(set(pool.root(), protocol::DEEPEN, r#"{"action":"pause","rate":1000}"#), 0);
         assert!(pool.mounted().status().paused);
-        assert_eq!(set(pool.root(), door::FLUSH, "sync"), 0);
-        assert_eq!(set(pool.root(), door::FLUSH, "now"), libc::EINVAL);
-        assert!(get_xattr(pool.root(), door::CHECK).unwrap().starts_with(b"{\"problems\":[]"));
+        assert_eq!(set(pool.root(), protocol::FLUSH, "sync"), 0);
+        assert_eq!(set(pool.root(), protocol::FLUSH, "now"), libc::EINVAL);
+        assert!(get_xattr(pool.root(), protocol::CHECK).unwrap().starts_with(b"{\"problems\":[]"));
     });
 }

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use clonefs::door::{DeepenAction, DeepenRequest, FLUSH, IOC_PIN};
+use clonefs::protocol::{DeepenAction, DeepenRequest, FLUSH, IOC_PIN};
 use libc::{FALLOC_FL_KEEP_SIZE as KEEP, FALLOC_FL_PUNCH_HOLE as HOLE, FALLOC_FL_ZERO_RANGE as ZERO};
 
 use super::Step;

@@ -73,7 +73,7 @@ fn what_nobody_syncs_is_made_durable_by_itself() {
         let layers = pool.below(".clonefs/layers");
         let noted = |entry: fs::DirEntry| {
             let is_map = entry.path().extension().is_some_and(|extension| extension == "map");
-            is_map && entry.metadata().is_ok_and(|map| map.len() > clonefs::store::log::HEADER)
+            is_map && entry.metadata().is_ok_and(|map| map.len() > clonefs::engine::store::log::HEADER)
         };
         wait_until(|| fs::read_dir(&layers).unwrap().any(|entry| entry.is_ok_and(noted)));
     });
@@ -111,7 +111,7 @@ fn clonefs_sync_makes_all_of_a_pool_durable() {
 fn only_administrators_sync_whole_pools_and_everybody_a_file() {
     on(&[Backing::Ext4], |pool| {
         pool.write("base", b"bytes");
-        let refused = as_user(64_201, 64_201, || errno(set_xattr(pool.root(), clonefs::door::FLUSH, b"sync")));
+        let refused = as_user(64_201, 64_201, || errno(set_xattr(pool.root(), clonefs::protocol::FLUSH, b"sync")));
         assert_eq!(refused, libc::EPERM);
         as_user(64_201, 64_201, || clonefs::client::sync_file(&pool.at("base"))).unwrap();
         clonefs([OsStr::new("sync"), pool.at("base").as_os_str()]).success();

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use crate::entry;
 use crate::support::{self, Backing, Mount, clonefs, errno, is_running, on, on_each_filesystem, run, wait_until};
-use clonefs::mount::table;
+use clonefs::daemon::mount::table;
 use tempfile::TempDir;
 
 #[test]

@@ -14,7 +14,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use clonefs::mount::table;
+use clonefs::daemon::mount::table;
 use support::{Backing, Mount, clonefs, errno, get_xattr, noise, on, on_each_filesystem, wait_until};
 use tempfile::TempDir;
 
@@ -276,7 +276,7 @@ fn a_mount_point_with_odd_characters_works() {
         let mount = Mount::new(&odd, None, "");
         fs::write(odd.join("file"), "x").unwrap();
         assert_eq!(entry(&odd).unwrap().pool(), odd);
-        assert!(get_xattr(&odd, clonefs::door::STATUS).is_ok());
+        assert!(get_xattr(&odd, clonefs::protocol::STATUS).is_ok());
         mount.unmount();
         assert_eq!(fs::read(odd.join("file")).unwrap(), b"x");
         pool.mount("");

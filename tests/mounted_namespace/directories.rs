@@ -84,7 +84,7 @@ fn names_are_bytes() {
         fs::write(pool.at(name), noise(1, 50_000)).unwrap();
         assert!(fs::read_dir(pool.root()).unwrap().any(|entry| entry.unwrap().file_name() == name));
         let copy = pool.write("copy", b"");
-        set_xattr(&copy, clonefs::door::CLONE_FROM, name.as_bytes()).unwrap();
+        set_xattr(&copy, clonefs::protocol::CLONE_FROM, name.as_bytes()).unwrap();
         assert!(pool.read("copy") == noise(1, 50_000));
         // Freezing and deepening find it by that name.
         fs::OpenOptions::new().write(true).open(pool.at(name)).unwrap().write_all_at(b"x", 0).unwrap();

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use clonefs::door::IOC_PIN;
+use clonefs::protocol::IOC_PIN;
 
 use crate::fixture::{Aligned, BLOCK, KINDS, Mapping, SIZE, image, open, past, with};
 use crate::support::{self, Backing, Pool, clonefs, errno, run, wait_until};
@@ -129,7 +129,7 @@ fn what_would_miss_a_write_is_refused_while_the_file_is_open_past_the_daemon() {
         // Into a file that is open past the daemon.
         writer.set_len(0).unwrap();
         let into = clonefs::client::doors::token(File::open(pool.at("other")).unwrap(), &pool.at("other")).unwrap();
-        let request = clonefs::door::CloneRequest { token: into, ..Default::default() };
+        let request = clonefs::protocol::CloneRequest { token: into, ..Default::default() };
         let error = clonefs::client::doors::clone(&writer, &request, &pool.at("other")).unwrap_err();
         assert!(error.to_string().contains("busy") || error.to_string().contains("passthrough"), "{error}");
         bytes.rotate_left(1);
@@ -241,7 +241,7 @@ fn copying_over_a_file_makes_a_clone_as_ever() {
         wait_until(|| past(pool) == 0);
         run(Command::new("cp").arg(pool.at("disk")).arg(pool.at("old"))).success();
         assert!(pool.read("old") == bytes);
-        assert_eq!(pool.info("old").state, clonefs::door::VolumeState::Overlay);
+        assert_eq!(pool.info("old").state, clonefs::protocol::VolumeState::Overlay);
     });
 }
 

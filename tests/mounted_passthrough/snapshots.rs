@@ -146,7 +146,7 @@ fn what_was_written_with_direct_writes_is_adopted_though_files_were_open_past_th
         fs::remove_file(pool.at(".snapshots").join("vm@one")).unwrap();
         // While the machine runs on: its own layer takes over the one below.
         pool.deepen("vm");
-        assert_eq!(pool.info("vm").state, clonefs::door::VolumeState::Independent);
+        assert_eq!(pool.info("vm").state, clonefs::protocol::VolumeState::Independent);
         drop(direct);
         assert!(pool.read("vm") == bytes);
     });

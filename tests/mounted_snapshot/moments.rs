@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
 
-use clonefs::door::{SNAPSHOT, VolumeState};
+use clonefs::protocol::{SNAPSHOT, VolumeState};
 
 use crate::fixture::{BLOCK, clean, names, ok, overwrite, place, snapshot};
 use crate::support::{Backing, Pool, clonefs, errno, noise, on, on_each_filesystem, set_xattr, wait_until};

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 
-use clonefs::door::SNAPSHOT;
+use clonefs::protocol::SNAPSHOT;
 
 use crate::fixture::{BLOCK, clean, command, names, ok, place, refused, snapshot};
 use crate::support::{self, Backing, as_user, errno, noise, on, set_xattr};
@@ -110,7 +110,7 @@ fn who_may_not_reach_a_volume_does_not_reach_its_snapshots() {
         assert_eq!(pool.read("open/secret"), b"harmless");
         assert_eq!(set("open/public", "create"), libc::EACCES);
         assert_eq!(
-            errno(as_user(1234, 1234, || set_xattr(&pool.at("open/secret"), clonefs::door::RESET, b"origin"))),
+            errno(as_user(1234, 1234, || set_xattr(&pool.at("open/secret"), clonefs::protocol::RESET, b"origin"))),
             libc::EPERM
         );
         // Whoever may remove the volume may remove its snapshots.

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use clonefs::door::VolumeState;
+use clonefs::protocol::VolumeState;
 
 use crate::fixture::{BLOCK, clean, ok, overwrite, refused, snapshot};
 use crate::support::{noise, on_each_filesystem};

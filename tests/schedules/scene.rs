@@ -4,10 +4,10 @@ use std::cell::Cell;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use clonefs::io::{Fs, Open};
-use clonefs::pool::{CloneOptions, Finished, Names, Pool};
+use clonefs::engine::io::{Fs, Open};
+use clonefs::engine::pool::{CloneOptions, Finished, Names, Pool};
+use clonefs::engine::volume::{State, Volume};
 use clonefs::units::BLOCK;
-use clonefs::volume::{State, Volume};
 use shuttle::thread::{self, JoinHandle};
 
 use crate::common::model::Found;

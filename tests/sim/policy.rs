@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use clonefs::policy::{Patch, Policy};
-use clonefs::pool::Pool;
+use clonefs::engine::policy::{Patch, Policy};
+use clonefs::engine::pool::Pool;
 
 use crate::common::rng::Rng;
 use crate::common::served::serve;

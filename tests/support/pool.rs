@@ -8,7 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clonefs::door::{PoolStatus, STATUS, VolumeInfo};
+use clonefs::protocol::{PoolStatus, STATUS, VolumeInfo};
 
 use super::{Backing, Disk, get_xattr};
 
@@ -131,8 +131,8 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         // In a test that succeeds there is nothing left to take down.
-        let mounts = || clonefs::mount::table::at(&self.path).ok().flatten();
-        while mounts().is_some_and(|entry| entry.fs_type == clonefs::mount::table::FS_TYPE) {
+        let mounts = || clonefs::daemon::mount::table::at(&self.path).ok().flatten();
+        while mounts().is_some_and(|entry| entry.fs_type == clonefs::daemon::mount::table::FS_TYPE) {
             let daemon = get_xattr(&self.path, STATUS).ok();
             let daemon = daemon.and_then(|json| serde_json::from_slice::<PoolStatus>(&json).ok());
             if !run(Command::new("umount").arg("-l").arg(&self.path)).status.success() {
@@ -272,7 +272,7 @@ impl Pool {
 
     /// What the daemon says of a file.
     pub fn info(&self, name: &str) -> VolumeInfo {
-        let json = get_xattr(&self.at(name), clonefs::door::INFO).expect("info");
+        let json = get_xattr(&self.at(name), clonefs::protocol::INFO).expect("info");
         serde_json::from_slice(&json).expect("info")
     }
 }

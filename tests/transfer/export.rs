@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use clonefs::client::transfer::{self, Compression, ExportFormat, PointInTime};
 use clonefs::error::Kind;
-use clonefs::transfer::{self, Compression, ExportFormat, PointInTime};
 
 use crate::support::{Dir, allocated, assert_same_disk, export, export_options, noise, qemu_img};
 

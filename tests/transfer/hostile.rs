@@ -350,7 +350,7 @@ fn a_bomb_is_refused_before_it_fills_the_disk() {
 
 #[test]
 fn a_full_disk_is_said_and_nothing_is_left_on_it() {
-    use clonefs::transfer::ExportFormat;
+    use clonefs::client::transfer::ExportFormat;
 
     use crate::support::{export, export_options};
     let Some(disk) = SmallDisk::new() else { return };

@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use clonefs::client::transfer::{self, ImportFormat};
 use clonefs::error::Kind;
-use clonefs::transfer::{self, ImportFormat};
 
 use crate::support::{Dir, allocated, assert_same_disk, convert, import, import_options, noise, qemu_img};
 

@@ -5,8 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use clonefs::client::transfer::{self, ExportFormat, PointInTime};
 use clonefs::error::Kind;
-use clonefs::transfer::{self, ExportFormat, PointInTime};
 
 use crate::fixtures::Backing;
 use crate::support::{

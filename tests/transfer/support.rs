@@ -5,8 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use clonefs::client::transfer::{self, Cancel, ExportFormat, ExportOptions, ExportReport, ImportOptions, ImportReport};
 use clonefs::error::Result;
-use clonefs::transfer::{self, Cancel, ExportFormat, ExportOptions, ExportReport, ImportOptions, ImportReport};
 
 use crate::fixtures::{self, Backing, Disk};
 

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use clonefs::door::VolumeUsage;
-use clonefs::io::{FileKey, FileKind, Open, Whence};
-use clonefs::layer::map;
-use clonefs::pool::Pool;
-use clonefs::store::{data_path, stub_path};
+use clonefs::engine::io::{FileKey, FileKind, Open, Whence};
+use clonefs::engine::layer::map;
+use clonefs::engine::pool::Pool;
+use clonefs::engine::store::{data_path, stub_path};
+use clonefs::protocol::VolumeUsage;
 use clonefs::units::{BLOCK, Id, blocks};
 
 use crate::common::served::{Outcome, text};

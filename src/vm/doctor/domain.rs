@@ -112,5 +112,5 @@ fn starts_with(file: &Path, magic: &[u8; 4]) -> bool {
 }
 
 fn is_stub(file: &Path) -> bool {
-    fs::File::open(file).is_ok_and(|file| crate::door::stub::is_stub(file).unwrap_or(false))
+    fs::File::open(file).is_ok_and(|file| crate::protocol::stub::is_stub(file).unwrap_or(false))
 }

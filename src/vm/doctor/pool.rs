@@ -10,8 +10,8 @@ use super::super::virsh::Virsh;
 use super::user::Qemu;
 use super::{Chart, quoted};
 use crate::client::{self, Mount};
-use crate::door::PoolStatus;
 use crate::error::{Context, Result};
+use crate::protocol::PoolStatus;
 use crate::units::format_size;
 
 /// A disk that is fuller than this will be full soon.

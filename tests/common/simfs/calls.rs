@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clonefs::io::{
+use clonefs::engine::io::{
     DirEntry, File, FileKind, FileRef, Fs, FsInfo, InodeRef, Open, Rename, SetTime, Stat, Timestamp, Whence,
 };
 use parking_lot::{Mutex, MutexGuard};

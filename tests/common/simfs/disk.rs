@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Component, Path};
 use std::sync::Arc;
 
-use clonefs::io::{FileKey, Stat, Timestamp};
+use clonefs::engine::io::{FileKey, Stat, Timestamp};
 
 use super::image::{Attr, BLOCK, Block, Change, Entry, Node, ROOT, SECTOR};
 use super::{Fault, Lie, Pending, State, errno};

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clonefs::io::{DirEntry, FileRef, Inode, InodeRef, Rename, SetTime, Stat};
+use clonefs::engine::io::{DirEntry, FileRef, Inode, InodeRef, Rename, SetTime, Stat};
 use parking_lot::MutexGuard;
 
 use super::calls::{handle, plain, times};

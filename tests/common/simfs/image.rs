@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::sync::Arc;
 
-use clonefs::io::Timestamp;
+use clonefs::engine::io::Timestamp;
 
 /// Bytes in a block of the simulated filesystem.
 pub const BLOCK: u64 = 4096;

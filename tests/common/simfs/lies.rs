@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 
-use clonefs::io::FileKey;
+use clonefs::engine::io::FileKey;
 
 use super::image::{BLOCK, ROOT};
 use super::{Lie, State};

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use clonefs::io::{Fs, Open};
-use clonefs::pool::{Names, Pool};
-use clonefs::volume::{State, Volume};
+use clonefs::engine::io::{Fs, Open};
+use clonefs::engine::pool::{Names, Pool};
+use clonefs::engine::volume::{State, Volume};
 
 use self::steps::adopt_frozen;
 use super::model::Model;

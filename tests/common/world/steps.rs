@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use clonefs::io::{Open, Rename};
-use clonefs::pool::{CloneOptions, Member, Pool};
+use clonefs::engine::io::{Open, Rename};
+use clonefs::engine::pool::{CloneOptions, Member, Pool};
+use clonefs::engine::volume::Volume;
 use clonefs::units::Id;
-use clonefs::volume::Volume;
 
 use super::{SIZE, World};
 use crate::common::ops::Name;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clonefs::client::doors;
-use clonefs::door::{self, CloneRequest};
+use clonefs::protocol::{self, CloneRequest};
 
 use crate::bench::Bench;
 use crate::failure::{During, Failure, Outcome};
@@ -101,10 +101,10 @@ impl Pool<'_> {
         let began = Instant::now();
         let mut argument = [0u8; 32];
         // SAFETY: the first 16 bytes of argument take the token.
-        let got = unsafe { libc::ioctl(source.as_raw_fd(), door::IOC_TOKEN.into(), argument.as_mut_ptr()) };
+        let got = unsafe { libc::ioctl(source.as_raw_fd(), protocol::IOC_TOKEN.into(), argument.as_mut_ptr()) };
         check(got).during("ask for a token of", &self.at(from))?;
         // SAFETY: argument is the structure that the ioctl takes: token, size 0, no flags.
-        let done = unsafe { libc::ioctl(target.as_raw_fd(), door::IOC_CLONE.into(), argument.as_ptr()) };
+        let done = unsafe { libc::ioctl(target.as_raw_fd(), protocol::IOC_CLONE.into(), argument.as_ptr()) };
         check(done).during("clone", &self.at(from))?;
         Ok(began.elapsed())
     }

@@ -237,7 +237,7 @@ fn machine() -> String {
 
 fn filesystem(bench: &Bench) -> String {
     let path = bench.work.path();
-    let mounts = clonefs::mount::table::mounts().unwrap_or_default();
+    let mounts = clonefs::daemon::mount::table::mounts().unwrap_or_default();
     let over = mounts.iter().filter(|mount| path.starts_with(&mount.mountpoint));
     let nearest = over.max_by_key(|mount| mount.mountpoint.as_os_str().len());
     nearest.map_or_else(|| "unknown filesystem".to_owned(), |mount| mount.fs_type.clone())

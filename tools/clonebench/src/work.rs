@@ -69,6 +69,6 @@ impl Drop for Work {
 
 /// Mount points below a directory, outer ones first.
 fn mounts_below(dir: &Path) -> Vec<PathBuf> {
-    let mounts = clonefs::mount::table::mounts().unwrap_or_default();
+    let mounts = clonefs::daemon::mount::table::mounts().unwrap_or_default();
     mounts.into_iter().map(|mount| mount.mountpoint).filter(|path| path.starts_with(dir)).collect()
 }

@@ -31,7 +31,7 @@ fn fio_runs_in(dir: &Path) -> bool {
 }
 
 fn mounts_below(dir: &Path) -> Vec<PathBuf> {
-    let mounts = clonefs::mount::table::mounts().unwrap().into_iter().map(|mount| mount.mountpoint);
+    let mounts = clonefs::daemon::mount::table::mounts().unwrap().into_iter().map(|mount| mount.mountpoint);
     mounts.filter(|path| path.starts_with(dir) && path != dir).collect()
 }
 

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use clonefs::door::{CLONE_NO_COPY, IOC_CLONE, IOC_TOKEN};
+use clonefs::protocol::{CLONE_NO_COPY, IOC_CLONE, IOC_TOKEN};
 
 use crate::stat::Stat;
 

@@ -137,7 +137,7 @@ fn wanted(name: &[u8], s: &Settings) -> bool {
     }
     // The doors of a clonefs mount have names that a file elsewhere can carry as well. Set on the copy they would be
     // orders to the daemon, given by whoever made the source and carried out with the rights of whoever copies it.
-    let reserved = name.starts_with(clonefs::door::PREFIX.as_bytes());
+    let reserved = name.starts_with(clonefs::protocol::PREFIX.as_bytes());
     s.preserve.xattr && !reserved && name != ACCESS_ACL && name != DEFAULT_ACL && !left_out(name)
 }
 

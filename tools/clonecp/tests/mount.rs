@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use clonefs::door;
+use clonefs::protocol;
 use rustix::fs::XattrFlags;
 
 use support::mounts::Mounted;
@@ -40,8 +40,8 @@ fn ask(path: &Path, name: &str) -> String {
 /// It is an overlay, which has nothing of its own yet.
 #[track_caller]
 fn is_fresh_clone(path: &Path) {
-    assert_eq!(ask(path, door::STATE), "overlay", "{path:?}");
-    assert_eq!(ask(path, door::UNIQUE_BYTES), "0", "{path:?}");
+    assert_eq!(ask(path, protocol::STATE), "overlay", "{path:?}");
+    assert_eq!(ask(path, protocol::UNIQUE_BYTES), "0", "{path:?}");
 }
 
 #[track_caller]
@@ -86,7 +86,7 @@ fn a_copy_on_the_mount_is_a_clone() {
     assert_eq!(fs::read(at.join("always")).expect("read")[4090..4108], *b"written to a clone");
     // Only what was asked for is a clone.
     succeeds(at, "--reflink=never default never");
-    assert_eq!(ask(&at.join("never"), door::STATE), "independent");
+    assert_eq!(ask(&at.join("never"), protocol::STATE), "independent");
     same_bytes(&at.join("never"), &bytes);
     succeeds(at, "--attributes-only -p default attributes");
     assert_eq!(fs::metadata(at.join("attributes")).expect("stat").len(), 0);
@@ -263,7 +263,7 @@ fn between_mounts_it_is_a_copy_or_a_failure() {
         succeeds(&pool.path, &format!("-a {from_text} {to_text}"));
         same_bytes(&to, &bytes);
     }
-    assert_eq!(ask(&other.path.join("new"), door::STATE), "independent");
+    assert_eq!(ask(&other.path.join("new"), protocol::STATE), "independent");
 }
 
 #[test]
@@ -298,7 +298,8 @@ fn attributes_named_like_doors_are_not_orders() {
     let planted = outside.path().join("planted");
     fs::write(&planted, "").expect("planted");
     let secret = at.join("secret").display().to_string();
-    for (name, value) in [(door::CLONE_FROM, secret.as_str()), (door::DEEPEN, "start"), ("user.harmless", "x")] {
+    for (name, value) in [(protocol::CLONE_FROM, secret.as_str()), (protocol::DEEPEN, "start"), ("user.harmless", "x")]
+    {
         rustix::fs::setxattr(&planted, name, value.as_bytes(), XattrFlags::empty()).expect(name);
     }
     for options in ["-a", "--preserve=xattr", "--preserve=all"] {
@@ -346,7 +347,7 @@ fn a_plain_file_of_several_names_is_no_clone() {
     // What may copy does.
     succeeds(at, "one copy");
     same_bytes(&at.join("copy"), &bytes);
-    assert_eq!(ask(&at.join("copy"), door::STATE), "independent");
+    assert_eq!(ask(&at.join("copy"), protocol::STATE), "independent");
     // With one name left it is a clone again.
     fs::remove_file(at.join("two")).expect("remove");
     succeeds(at, "--reflink=always one clone");

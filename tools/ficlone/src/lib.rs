@@ -18,7 +18,7 @@ const FICLONE: c_ulong = 0x4004_9409;
 /// `_IOW(0x94, 13, struct file_clone_range)`.
 const FICLONERANGE: c_ulong = 0x4020_940d;
 
-// ---- clonefs: see src/door/mod.rs there --------------------------------------------------------------------------
+// ---- clonefs: see src/protocol/mod.rs there --------------------------------------------------------------------------
 
 /// `_IOR(0xCF, 1, u8[16])`.
 const IOC_TOKEN: c_ulong = 0x8010_cf01;

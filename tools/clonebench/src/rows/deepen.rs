@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use clonefs::client::doors;
-use clonefs::door::{DeepenAction, DeepenRequest, VolumeState};
+use clonefs::protocol::{DeepenAction, DeepenRequest, VolumeState};
 
 use crate::bench::Bench;
 use crate::failure::{During, Outcome};

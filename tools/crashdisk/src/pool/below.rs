@@ -5,12 +5,12 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
-use clonefs::compactor;
-use clonefs::door::{CLONE_NO_DEEPEN, CLONE_SYNC, DeepenAction, DeepenRequest};
+use clonefs::engine::compactor;
+use clonefs::engine::io::{Fs, Rename, SetTime};
+use clonefs::engine::namespace::{Caller, Change, Creation, Handle, NameTree, ROOT, Settings, WriteFlags};
+use clonefs::engine::pool::{Names, Pool, PoolOptions};
 use clonefs::error::{Context, Error, Kind, Result};
-use clonefs::io::{Fs, Rename, SetTime};
-use clonefs::pool::names::{Caller, Change, Creation, Handle, NameTree, ROOT, Settings, WriteFlags};
-use clonefs::pool::{Names, Pool, PoolOptions};
+use clonefs::protocol::{CLONE_NO_DEEPEN, CLONE_SYNC, DeepenAction, DeepenRequest};
 
 use super::planted::{Bug, PlantedFs};
 use crate::files::{Cloning, Files};

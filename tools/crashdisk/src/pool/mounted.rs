@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use clonefs::client::{self, doors};
-use clonefs::door::{CloneRequest, DeepenAction, DeepenRequest};
 use clonefs::error::{Context, Error, Kind, Result};
+use clonefs::protocol::{CloneRequest, DeepenAction, DeepenRequest};
 
 use crate::files::{Cloning, Directory, Files};
 

@@ -6,7 +6,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clonefs::io::{DirEntry, File, FileRef, Fs, FsInfo, HostFs, Inode, InodeRef, Open, Rename, SetTime, Stat, Whence};
+use clonefs::engine::io::{
+    DirEntry, File, FileRef, Fs, FsInfo, HostFs, Inode, InodeRef, Open, Rename, SetTime, Stat, Whence,
+};
 use parking_lot::Mutex;
 
 /// What is done wrong.

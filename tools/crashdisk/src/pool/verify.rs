@@ -6,11 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clonefs::compactor;
-use clonefs::door::{DeepenAction, DeepenRequest};
-use clonefs::io::{FileKind, Fs, HostFs};
-use clonefs::pool::Pool;
-use clonefs::pool::check::check;
+use clonefs::engine::compactor;
+use clonefs::engine::io::{FileKind, Fs, HostFs};
+use clonefs::engine::pool::Pool;
+use clonefs::engine::pool::check::check;
+use clonefs::protocol::{DeepenAction, DeepenRequest};
 
 use super::below::{Looked, open};
 use super::mounted::{Mounted, clonefs};
