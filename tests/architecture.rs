@@ -8,21 +8,24 @@ use std::path::{Path, PathBuf};
 const RANKS: &[(&str, u32)] = &[
     ("io", 1),
     ("note", 2),
-    ("store", 3),
-    ("layer", 4),
-    ("events", 4),
-    ("policy", 4),
-    ("volume", 5),
-    ("pool", 6),
+    ("store", 2),
+    ("layer", 3),
+    ("events", 3),
+    ("policy", 3),
+    ("volume", 4),
+    ("pool", 5),
+    ("namespace", 6),
     ("compactor", 7),
-    ("transfer", 7),
-    ("fuse", 8),
-    ("mount", 9),
-    ("client", 10),
-    ("vm", 11),
-    ("cli", 12),
+    ("engine", 8),
+    ("fuse", 9),
+    ("mount", 10),
+    ("daemon", 11),
+    ("client", 12),
+    ("vm", 13),
+    ("cli", 14),
 ];
-const FOR_ALL: &[&str] = &["units", "error", "door", "sync"];
+const ROOMS: &[&str] = &["engine", "daemon"];
+const FOR_ALL: &[&str] = &["units", "error", "protocol", "sync"];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(dir).expect("the source directory").flatten() {

@@ -267,8 +267,9 @@ impl File for HookedFile {
             let Some(Torn(errno)) = error.get_ref().and_then(|cause| cause.downcast_ref()) else {
                 return (0, Err(error));
             };
-            let (done, _) = self.file.write_part(&data[..data.len() / 2], offset, direct);
-            return (done, Err(io::Error::from_raw_os_error(*errno)));
+            // What was written is not told, as by a disk that fails in the middle.
+            let _ = self.file.write_part(&data[..data.len() / 2], offset, direct);
+            return (0, Err(io::Error::from_raw_os_error(*errno)));
         }
         self.file.write_part(data, offset, direct)
     }
