@@ -91,7 +91,7 @@ fn changes(request: &str, point: &str) {
         File::create(at("k", time)).unwrap();
         set_xattr(&at("k", time), "user.clonefs.clone-from", kept.at("source").as_os_str().as_bytes()).expect("clone");
         assert_eq!(fs::read(at("k", time)).unwrap(), noise(5, 20_000));
-        let mut wanted = b"01\0\0\056789ab".to_vec();
+        let mut wanted = b"01\x00\x00\x0056789ab".to_vec();
         wanted.resize(15_000, 0);
         assert!(fs::read(at("h", time)).unwrap() == wanted);
         fs::remove_file(at("h", time)).expect("unlink");
