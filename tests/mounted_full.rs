@@ -242,3 +242,40 @@ fn a_full_disk_can_be_emptied_by_deleting_clones() {
         command(pool, &["check"]).success();
     });
 }
+
+/// One write over blocks that a clone has of its own and blocks that it must get.
+#[test]
+fn a_write_that_fails_or_is_short_changes_nothing_that_it_did_not_count() {
+    on_small_disks(|pool| {
+        let len = MIB as usize;
+        pool.write("base", &noise(8, 4 * len));
+        pool.clone("base", "vm");
+        let file = writable(&pool.at("vm"));
+        file.write_all_at(&noise(9, 65_536), 0).unwrap();
+        file.sync_all().unwrap();
+        let mut expected = pool.read("vm");
+        let filler = fill(pool);
+        let mut refused = 0;
+        for (round, given) in STEPS.into_iter().enumerate() {
+            filler.set_len(filler.metadata().unwrap().len() - given).unwrap();
+            let bytes = noise(20 + round as u64, len);
+            let at = round * 40_000 % 90_000;
+            let written = match file.write_at(&bytes, at as u64) {
+                Ok(written) => written,
+                Err(error) => {
+                    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
+                    0
+                }
+            };
+            refused += usize::from(written < len);
+            expected[at..at + written].copy_from_slice(&bytes[..written]);
+            assert!(pool.read("vm") == expected, "round {round}: {written} of {len} bytes were counted");
+        }
+        assert!(refused > 0);
+        drop(file);
+        filler.set_len(0).unwrap();
+        pool.unmount();
+        pool.mount("deepen=manual");
+        assert!(pool.read("vm") == expected);
+    });
+}

@@ -60,7 +60,7 @@ fn walk(names: &NameTree, directory: u64, path: &str, view: &mut View) -> Result
 
 /// One file, by its node.
 pub fn look_at(names: &NameTree, node: u64) -> Result<Seen> {
-    let stat = names.attributes(node, &ROOT_USER)?.stat;
+    let stat = names.attributes(node)?.stat;
     let kind = stat.kind();
     let mut bytes = Vec::new();
     let mut note = None;

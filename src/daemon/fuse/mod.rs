@@ -9,6 +9,7 @@ mod changes;
 mod convert;
 mod deaths;
 mod kernel;
+mod lookers;
 mod once;
 mod past;
 mod reading;
@@ -26,6 +27,7 @@ use std::time::Duration;
 pub use self::kernel::KernelEnd;
 pub use self::once::Once;
 
+use self::lookers::Lookers;
 use self::reading::Reading;
 use self::workers::Workers;
 use crate::engine::io::Ring;
@@ -52,6 +54,8 @@ pub struct Adapter {
     /// For changes that have to wait until their file is frozen or copied. They wait for no page that the kernel holds, so
     /// they are never behind what does.
     changers: Workers,
+    /// For looks at who asks.
+    lookers: Lookers,
     lifetimes: Lifetimes,
     /// Sees to it that what comes again is not done again.
     once: Once,
@@ -72,7 +76,8 @@ impl Adapter {
         let workers = Arc::new(Workers::start()?);
         let reading = Reading::new(ring, (threads / 2).max(1), workers.clone());
         let changers = Workers::start()?;
-        Ok(Adapter { names, reading, workers, changers, lifetimes, once, passthrough: false })
+        let lookers = Lookers::start()?;
+        Ok(Adapter { names, reading, workers, changers, lookers, lifetimes, once, passthrough: false })
     }
 }
 

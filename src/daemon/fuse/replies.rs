@@ -68,8 +68,12 @@ pub(super) fn trusted(lifetime: Duration, attributes: &Attributes) -> Duration {
     if attributes.private || privileged { Duration::ZERO } else { lifetime }
 }
 
-pub(super) fn reply_attributes(names: &NameTree, id: INodeNo, caller: &Caller, lifetime: Duration, reply: ReplyAttr) {
-    match names.attributes(id.0, caller) {
+pub(super) fn reply_attributes(names: &NameTree, id: INodeNo, lifetime: Duration, reply: ReplyAttr) {
+    reply_with(names.attributes(id.0), lifetime, reply);
+}
+
+pub(super) fn reply_with(result: Result<Attributes>, lifetime: Duration, reply: ReplyAttr) {
+    match result {
         Ok(attributes) => reply.attr(&trusted(lifetime, &attributes), &attr(&attributes)),
         Err(error) => reply.error(code("getattr", &error)),
     }

@@ -16,7 +16,7 @@ use super::changes::{attribute_removed, attribute_set, changed, linked, written}
 use super::convert::{absent, attr, change, device, file_type, flags_of_rename, whence};
 use super::once::turn;
 use super::replies::{
-    code, open_flags, reply_attributes, reply_empty, reply_found, reply_written, reply_xattr, trusted,
+    code, open_flags, reply_attributes, reply_empty, reply_found, reply_with, reply_written, reply_xattr, trusted,
 };
 use super::{Adapter, Lifetimes, edge, past};
 use crate::engine::io::{FileRef, writes_for};
@@ -160,9 +160,17 @@ impl Filesystem for Adapter {
     // ---- attributes ----------------------------------------------------------------------------------------------
 
     fn getattr(&self, req: &Request, id: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let _turn = turn!(self, "getattr", req, reply);
-        let lifetime = self.lifetimes.attributes;
-        edge("getattr", || reply_attributes(&self.names, id, &caller(req), lifetime, reply));
+        let turn = turn!(self, "getattr", req, reply);
+        let (lifetime, caller) = (self.lifetimes.attributes, caller(req));
+        edge("getattr", || match self.names.attributes(id.0) {
+            Ok(truth) if self.names.may_be_copied(id.0, &truth, &caller) => {
+                self.lookers.reply(&self.names, (id, truth), caller, lifetime, (reply, turn));
+            }
+            result => {
+                reply_with(result, lifetime, reply);
+                drop(turn);
+            }
+        });
     }
 
     fn setattr(
@@ -190,7 +198,7 @@ impl Filesystem for Adapter {
         let set = move || {
             let _writing = writes_for(caller.uid);
             match changed(&once, &turn, id.0, size.is_some(), || names.change(id.0, &change, &caller)) {
-                Ok(()) => reply_attributes(&names, id, &caller, lifetime, reply),
+                Ok(()) => reply_attributes(&names, id, lifetime, reply),
                 Err(error) => reply.error(code("setattr", &error)),
             }
         };

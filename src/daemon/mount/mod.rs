@@ -14,13 +14,13 @@ mod outbox;
 mod remount;
 mod session;
 mod signals;
-pub mod table;
 mod takeover;
 mod unmount;
 mod xattr;
 
 use std::path::PathBuf;
 
+pub use crate::engine::io::mounts as table;
 pub use holders::{Lingering, lingering, quoted};
 pub use options::{Access, Options};
 pub use unmount::{Unmount, unmount};

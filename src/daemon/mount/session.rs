@@ -210,6 +210,7 @@ fn serve_pool(
             (session, Mounted::find(&plan.mountpoint)?)
         }
     };
+    names.set_device(mounted.dev);
     names.set_kernel(Box::new(KernelEnd(session.notifier())));
     let taken_over = held.as_ref().filter(|held| held.is_mounted());
     // Before the first request: a server that one of them kills has served.

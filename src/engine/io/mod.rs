@@ -12,6 +12,7 @@ mod file;
 mod host;
 mod identity;
 mod inode;
+pub mod mounts;
 mod reserve;
 mod ring;
 mod sole;

@@ -45,16 +45,28 @@ pub struct Change {
 }
 
 impl NameTree {
-    /// Status of a node, for `asker`: cp and install see a file that they copy within this mount without holes, see
-    /// `copying`. All others see the truth.
-    pub fn attributes(&self, id: u64, asker: &Caller) -> Result<Attributes> {
-        if snapshots::is_here(id) {
-            return self.snapshots_attributes(id);
-        }
-        let mut attributes = self.honest_attributes(id)?;
-        let stat = &mut attributes.stat;
+    /// Status of a node.
+    pub fn attributes(&self, id: u64) -> Result<Attributes> {
+        if snapshots::is_here(id) { self.snapshots_attributes(id) } else { self.honest_attributes(id) }
+    }
+
+    /// Whether [`NameTree::attributes_for_copier`] could tell `asker` something else than these attributes. Quick.
+    pub fn may_be_copied(&self, id: u64, attributes: &Attributes, asker: &Caller) -> bool {
+        let stat = &attributes.stat;
         let sparse = stat.kind() == FileKind::File && stat.blocks.saturating_mul(512) < stat.size;
-        if sparse && self.is_being_copied(id, asker) {
+        sparse
+            && !snapshots::is_here(id)
+            && self.reads_plainly(id, asker)
+            && copying::program(&asker.executable()).is_some()
+    }
+
+    /// Status of a node as `asker` is to see it: cp and install see a file that they are certain to copy within this mount
+    /// without holes, see `copying`. It looks at the process, whose memory can be a file of a filesystem that does not answer:
+    /// call it where nobody else has to wait.
+    pub fn attributes_for_copier(&self, id: u64, asker: &Caller) -> Result<Attributes> {
+        let mut attributes = self.attributes(id)?;
+        if self.may_be_copied(id, &attributes, asker) && self.is_copied_within(id, asker) {
+            let stat = &mut attributes.stat;
             stat.blocks = stat.size.div_ceil(512);
             attributes.private = true;
         }
@@ -109,15 +121,10 @@ impl NameTree {
         Ok(Stat { blksize: BLKSIZE, ..stat })
     }
 
-    fn is_being_copied(&self, id: u64, asker: &Caller) -> bool {
-        let reads = {
-            let table = self.table.lock();
-            let open = table.node(id).and_then(|node| node.open.as_ref());
-            open.is_some_and(|open| open.plain_readers.contains(&asker.pid))
-        };
-        reads
-            && copying::is_copier(&asker.command())
-            && !copying::copies_out(&asker.arguments(), &asker.directory(), &self.settings.mountpoint)
+    fn reads_plainly(&self, id: u64, asker: &Caller) -> bool {
+        let table = self.table.lock();
+        let open = table.node(id).and_then(|node| node.open.as_ref());
+        open.is_some_and(|open| open.plain_readers.contains(&asker.pid))
     }
 
     /// Whether a change of attributes may have to wait until a file is frozen or copied. Quick.

@@ -64,20 +64,20 @@ impl Caller {
         self.gid == gid || self.groups().contains(&gid)
     }
 
-    /// Name of the program, as in /proc/PID/comm.
-    pub fn command(&self) -> String {
-        let name = std::fs::read_to_string(format!("/proc/{}/comm", self.pid)).unwrap_or_default();
-        name.trim_end_matches('\n').to_owned()
+    /// What a link in its directory of /proc says; empty where that cannot be told.
+    pub fn link(&self, name: &str) -> PathBuf {
+        std::fs::read_link(format!("/proc/{}/{name}", self.pid)).unwrap_or_default()
     }
 
-    /// Its command line, words ended by NULs.
+    /// The program that it runs.
+    pub fn executable(&self) -> PathBuf {
+        self.link("exe")
+    }
+
+    /// Its command line, words ended by NULs. That is memory of the process: the call takes as long as whatever is mapped
+    /// there.
     pub fn arguments(&self) -> Vec<u8> {
         std::fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default()
-    }
-
-    /// Its working directory.
-    pub fn directory(&self) -> PathBuf {
-        std::fs::read_link(format!("/proc/{}/cwd", self.pid)).unwrap_or_default()
     }
 
     /// Runs `work` on this thread with the user, the groups and (for root) the capabilities of the caller, so that the
@@ -196,8 +196,8 @@ mod tests {
     #[test]
     fn this_process_is_known_by_its_entry_in_proc() {
         assert!(me().in_group(effective_gid()));
-        assert!(!me().command().is_empty());
-        assert_eq!(Caller { pid: 0, ..me() }.command(), "");
+        assert_eq!(me().executable(), std::env::current_exe().unwrap());
+        assert_eq!(Caller { pid: 0, ..me() }.executable(), std::path::Path::new(""));
         assert!(!Caller { pid: 0, ..me() }.capable(CAP_FSETID));
     }
 

@@ -23,6 +23,7 @@ mod opens;
 mod places;
 mod policies;
 mod snapshots;
+mod staying;
 mod table;
 mod times;
 mod tree;
@@ -122,6 +123,8 @@ pub struct NameTree {
     kernel: OnceLock<Box<dyn Kernel>>,
     /// Who keeps files without a name for the next server.
     keeper: OnceLock<Box<dyn Keeper>>,
+    /// Device number of the mount.
+    device: OnceLock<u64>,
 }
 
 impl NameTree {
@@ -146,6 +149,7 @@ impl NameTree {
             no_way_past: AtomicBool::new(false),
             kernel: OnceLock::new(),
             keeper: OnceLock::new(),
+            device: OnceLock::new(),
         };
         Ok(Arc::new(tree))
     }
@@ -153,6 +157,11 @@ impl NameTree {
     /// Connects the tree with the kernel, once the mount is there.
     pub fn set_kernel(&self, kernel: Box<dyn Kernel>) {
         drop(self.kernel.set(kernel));
+    }
+
+    /// Tells the tree the `st_dev` of its files.
+    pub fn set_device(&self, device: u64) {
+        self.device.get_or_init(|| device);
     }
 
     /// The pool.

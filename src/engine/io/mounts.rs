@@ -1,4 +1,4 @@
-//! The kernel's mount table, as far as clonefs mounts are concerned.
+//! The kernel's mount table.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -19,8 +19,12 @@ const PREFIX: &[u8] = b"clonefs:";
 pub struct Entry {
     /// Number of the mount, as in the `mnt_id` of /proc/PID/fdinfo.
     pub id: u64,
+    /// Number of the mount that it lies on.
+    pub parent: u64,
     /// Device number, as in `st_dev` of the files in it.
     pub dev: u64,
+    /// What of the filesystem is mounted: `/`, or a directory or file of it.
+    pub root: PathBuf,
     /// Where it is mounted.
     pub mountpoint: PathBuf,
     /// Its type, such as `ext4` or [`FS_TYPE`].
@@ -69,17 +73,46 @@ pub fn at(path: &Path) -> Result<Option<Entry>> {
     Ok(mounts()?.into_iter().rev().find(|entry| entry.mountpoint == path))
 }
 
+/// The mount among these that a path leads into for a process whose root directory is `/`. The path must be absolute, without
+/// symbolic links and without `..`.
+pub fn of<'a>(mounts: &'a [Entry], path: &Path) -> Option<&'a Entry> {
+    let lies_on = |below: Option<&Entry>, place: &Path| {
+        mounts.iter().find(|entry| match below {
+            Some(below) => entry.parent == below.id && entry.id != below.id && entry.mountpoint == place,
+            None => {
+                entry.mountpoint == place
+                    && !mounts.iter().any(|other| other.id == entry.parent && other.id != entry.id)
+            }
+        })
+    };
+    let mut places: Vec<&Path> = path.ancestors().collect();
+    let mut here = lies_on(None, places.pop()?)?;
+    places.push(Path::new("/"));
+    for place in places.into_iter().rev() {
+        // Several can lie on one another. No chain is longer than the table.
+        for _ in 0..mounts.len() {
+            let Some(above) = lies_on(Some(here), place) else { break };
+            here = above;
+        }
+    }
+    Some(here)
+}
+
 /// Reads `36 35 98:0 /root /mnt rw,noatime master:1 - ext4 /dev/sda rw`, see proc_pid_mountinfo(5).
 fn parse_line(line: &[u8]) -> Option<Entry> {
     let mut fields = line.split(|&b| b == b' ');
     let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-    let numbers = std::str::from_utf8(fields.nth(1)?).ok()?;
+    let parent = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let numbers = std::str::from_utf8(fields.next()?).ok()?;
     let (major, minor) = numbers.split_once(':')?;
-    let mountpoint = unescape(fields.nth(1)?);
+    let root = unescape(fields.next()?);
+    let mountpoint = unescape(fields.next()?);
     let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
     Some(Entry {
         id,
+        parent,
         dev: libc::makedev(major.parse().ok()?, minor.parse().ok()?),
+        root: root.into(),
         mountpoint: mountpoint.into(),
         fs_type: String::from_utf8(rest.next()?.to_vec()).ok()?,
         source: unescape(rest.next()?),
@@ -138,7 +171,7 @@ mod tests {
         let entry = parse_line(line).unwrap();
         assert_eq!(entry.mountpoint, Path::new("/mnt/a b"));
         assert_eq!((entry.fs_type.as_str(), entry.source.as_bytes()), (FS_TYPE, br"/pool\x".as_slice()));
-        assert_eq!((entry.id, entry.dev), (36, 98));
+        assert_eq!((entry.id, entry.parent, entry.dev, entry.root.as_path()), (36, 35, 98, Path::new("/")));
         assert_eq!(parse_line(b""), None);
     }
 
@@ -146,7 +179,9 @@ mod tests {
     fn a_pool_is_known_by_its_path_and_by_what_the_mount_table_shows() {
         let entry = |source: &str| Entry {
             id: 1,
+            parent: 0,
             dev: 1,
+            root: "/".into(),
             mountpoint: "/mnt".into(),
             fs_type: FS_TYPE.to_owned(),
             source: source.into(),
@@ -157,6 +192,25 @@ mod tests {
         // A directory may have such a name.
         assert_eq!(without_prefix(Path::new("clonefs:pool")), Path::new("clonefs:pool"));
         assert_eq!(without_prefix(Path::new("./clonefs:/pool")), Path::new("./clonefs:/pool"));
+    }
+
+    #[test]
+    fn a_path_leads_into_what_is_mounted_last_and_not_into_what_that_hides() {
+        let lines: [&[u8]; 7] = [
+            b"20 1 8:1 / / rw - ext4 /dev/sda rw",
+            b"21 20 8:2 / /a rw - ext4 /dev/sdb rw",
+            b"22 21 8:3 / /a/b rw - ext4 /dev/sdc rw",
+            // Over /a: what is mounted at /a/b is hidden.
+            b"23 21 8:4 / /a rw - ext4 /dev/sdd rw",
+            b"24 20 8:5 / /c rw - ext4 /dev/sde rw",
+            b"25 24 8:6 / /c/d rw - ext4 /dev/sdf rw",
+            b"26 25 8:7 / /c/d rw - ext4 /dev/sdg rw",
+        ];
+        let mounts: Vec<Entry> = lines.iter().map(|line| parse_line(line).unwrap()).collect();
+        let leads = |path: &str| of(&mounts, Path::new(path)).unwrap().id;
+        let paths = ["/", "/x/y", "/a", "/a/b/x", "/ab", "/c", "/c/x", "/c/d", "/c/d/x"];
+        assert_eq!(paths.map(leads), [20, 20, 23, 23, 20, 24, 24, 26, 26]);
+        assert!(of(&[], Path::new("/")).is_none());
     }
 
     #[test]
