@@ -3,13 +3,14 @@
 
 #![no_main]
 
+use clonefs::engine::namespace;
+use clonefs::engine::pool::stub::Mark;
 use clonefs::protocol::{PoolStatus, VolumeInfo};
-use clonefs::engine::pool::{names, stub::Mark};
 use clonefs::units::Id;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    names::decode_requests(bytes);
+    namespace::decode_requests(bytes);
     let _ = Mark::parse(bytes, Some(Id(1)));
     let _ = serde_json::from_slice::<VolumeInfo>(bytes);
     let _ = serde_json::from_slice::<PoolStatus>(bytes);

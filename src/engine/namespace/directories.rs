@@ -18,7 +18,7 @@ impl NameTree {
     }
 
     /// Entries of an open directory from a position on, as many as `take` accepts; it gets each with the position after it.
-    /// At position 0 the directory is read anew. Positions mean the same in every open of it, see [`listing`](super::listing).
+    /// At position 0 the directory is read anew. Positions mean the same in every open of it, see `listing`.
     /// Which snapshots there are depends on `caller`.
     pub fn list(
         &self,
