@@ -1,5 +1,6 @@
 //! Clones, groups, snapshots, and the ways back, by the library that the command uses.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -54,6 +55,10 @@ impl World<'_> {
 
     pub fn snapshot(&mut self, names: &[Name]) -> Outcome<Done> {
         let paths: Vec<PathBuf> = names.iter().map(|name| self.path(*name)).collect();
+        // Those of a volume of several names stand under the name that was seen last, which only the daemon knows.
+        if paths.iter().any(|path| std::fs::metadata(path).is_ok_and(|status| status.nlink() > 1)) {
+            return Ok(Done::Refused);
+        }
         unless_refused(client::create_snapshots(&paths, NAME))
     }
 
