@@ -106,7 +106,8 @@ pub fn server_of(holder: u32) -> Option<u32> {
 /// Kills servers, one after the other comes up, until this is dropped.
 pub struct Killer {
     stop: Arc<AtomicU64>,
-    thread: Option<thread::JoinHandle<u32>>,
+    kills: Arc<AtomicU64>,
+    thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Killer {
@@ -115,8 +116,10 @@ impl Killer {
         let stop: Arc<AtomicU64> = Arc::default();
         let (stopped, holder, log) = (stop.clone(), kept.holder(), kept.log.clone());
         let servers = move || log.lock().unwrap().iter().filter(|line| line.contains("serving")).count();
+        let kills: Arc<AtomicU64> = Arc::default();
+        let count = kills.clone();
         let thread = thread::spawn(move || {
-            let (mut kills, mut state) = (0, 88_172_645_463_325_252u64);
+            let mut state = 88_172_645_463_325_252u64;
             while stopped.load(Ordering::SeqCst) == 0 {
                 state ^= state << 13;
                 state ^= state >> 7;
@@ -124,39 +127,57 @@ impl Killer {
                 thread::sleep(Duration::from_millis(state % (most.as_millis() as u64).max(1)));
                 let served = servers();
                 if let Some(server) = server_of(holder) {
+                    count.fetch_add(1, Ordering::SeqCst);
                     kill(server, libc::SIGKILL);
-                    kills += 1;
                     while servers() == served && stopped.load(Ordering::SeqCst) == 0 {
                         thread::sleep(Duration::from_millis(2));
                     }
                 }
             }
-            kills
         });
-        Killer { stop, thread: Some(thread) }
+        Killer { stop, kills, thread: Some(thread) }
     }
 
     /// Stops; how often it has killed.
-    pub fn end(mut self) -> u32 {
+    pub fn end(mut self) -> u64 {
         self.stop.store(1, Ordering::SeqCst);
-        self.thread.take().expect("a thread").join().expect("kills")
+        self.thread.take().expect("a thread").join().expect("kills");
+        self.kills.load(Ordering::SeqCst)
     }
 }
 
-/// How long some work takes at most, in milliseconds.
+/// How long calls take, in microseconds: the longest one after each kill, and those beside any.
 #[derive(Default)]
-pub struct Longest(AtomicU64);
+pub struct Pauses {
+    kills: Arc<AtomicU64>,
+    longest: Mutex<Vec<u64>>,
+}
 
-impl Longest {
+impl Pauses {
+    /// Counts the kills of a [`Killer`].
+    pub fn of(killer: &Killer) -> Pauses {
+        Pauses { kills: killer.kills.clone(), longest: Mutex::default() }
+    }
+
     pub fn time<T>(&self, work: impl FnOnce() -> T) -> T {
         let begun = Instant::now();
         let result = work();
-        self.0.fetch_max(begun.elapsed().as_millis() as u64, Ordering::Relaxed);
+        let (took, kill) = (begun.elapsed().as_micros() as u64, self.kills.load(Ordering::SeqCst) as usize);
+        let mut longest = self.longest.lock().unwrap();
+        if longest.len() <= kill {
+            longest.resize(kill + 1, 0);
+        }
+        longest[kill] = longest[kill].max(took);
         result
     }
 
-    pub fn milliseconds(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+    /// The middle one, the 99th of a hundred and the longest, in milliseconds.
+    pub fn figures(&self) -> String {
+        let mut all = self.longest.lock().unwrap().clone();
+        all.sort_unstable();
+        let at =
+            |share: usize| all.get((all.len() * share / 100).min(all.len().saturating_sub(1))).unwrap_or(&0) / 1000;
+        format!("p50 {} ms, p99 {} ms, longest {} ms", at(50), at(99), at(100))
     }
 }
 

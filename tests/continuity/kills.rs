@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::fixture::{Kept, Killer, Longest, kill, server_of};
+use crate::fixture::{Kept, Killer, Pauses, kill, server_of};
 use crate::support::{Backing, is_running, noise, ready, wait_until};
 
 const BLOCK: usize = 4096;
@@ -24,7 +24,7 @@ fn block(file: u64, index: u64, round: u64) -> Vec<u8> {
 struct Aligned([u8; BLOCK]);
 
 /// Writes, syncs and reads back for a while; each byte is checked.
-fn work(path: &std::path::Path, file: u64, direct: bool, until: &AtomicBool, longest: &Longest) {
+fn work(path: &std::path::Path, file: u64, direct: bool, until: &AtomicBool, pauses: &Pauses) {
     let flags = if direct { libc::O_DIRECT } else { 0 };
     let open = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).expect("open");
     let (mut rounds, mut state) = (vec![0u64; BLOCKS as usize], file.wrapping_mul(0x9e37_79b9) | 1);
@@ -35,16 +35,16 @@ fn work(path: &std::path::Path, file: u64, direct: bool, until: &AtomicBool, lon
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let index = (state >> 33) % BLOCKS;
         if turn % 3 == 0 {
-            longest.time(|| open.read_exact_at(&mut buffer.0, index * BLOCK as u64)).expect("read");
+            pauses.time(|| open.read_exact_at(&mut buffer.0, index * BLOCK as u64)).expect("read");
             let wanted = block(file, index, rounds[index as usize]);
             assert!(buffer.0[..] == wanted[..], "file {file}, block {index}, round {}", rounds[index as usize]);
             continue;
         }
         rounds[index as usize] += 1;
         buffer.0.copy_from_slice(&block(file, index, rounds[index as usize]));
-        longest.time(|| open.write_all_at(&buffer.0, index * BLOCK as u64)).expect("write");
+        pauses.time(|| open.write_all_at(&buffer.0, index * BLOCK as u64)).expect("write");
         if turn % 8 == 0 {
-            longest.time(|| open.sync_data()).expect("sync");
+            pauses.time(|| open.sync_data()).expect("sync");
         }
     }
     for index in 0..BLOCKS {
@@ -77,19 +77,33 @@ fn under_writers(kind: Backing, time: Duration) {
             fs::write(&name, image(file)).unwrap();
         }
     }
-    let (until, longest) = (Arc::new(AtomicBool::new(false)), Arc::new(Longest::default()));
+    let until = Arc::new(AtomicBool::new(false));
+    let killer = Killer::start(&kept, Duration::from_millis(400));
+    let (pauses, native) = (Arc::new(Pauses::of(&killer)), Arc::new(Pauses::of(&killer)));
     let workers: Vec<_> = (0..8u64)
         .map(|file| {
-            let (path, until, longest) = (kept.at(&format!("f{file}")), until.clone(), longest.clone());
-            thread::spawn(move || work(&path, file, file % 4 < 2, &until, &longest))
+            let (path, until, pauses) = (kept.at(&format!("f{file}")), until.clone(), pauses.clone());
+            thread::spawn(move || work(&path, file, file % 4 < 2, &until, &pauses))
         })
         .collect();
-    let killer = Killer::start(&kept, Duration::from_millis(400));
+    // What the disk does beside that.
+    let beside = {
+        let (path, until, native) = (kept.pool.disk.root().join("beside"), until.clone(), native.clone());
+        thread::spawn(move || {
+            let file = File::create(path).expect("a file beside the pool");
+            while !until.load(Ordering::Relaxed) {
+                file.write_all_at(&[1; BLOCK], 0).expect("write");
+                native.time(|| file.sync_data()).expect("sync");
+                thread::sleep(Duration::from_millis(5));
+            }
+        })
+    };
     thread::sleep(time);
     let kills = killer.end();
     until.store(true, Ordering::Relaxed);
     workers.into_iter().for_each(|worker| worker.join().expect("no error and no wrong byte"));
-    eprintln!("{kind:?}: {kills} kills, longest pause {} ms", longest.milliseconds());
+    beside.join().expect("no error beside");
+    eprintln!("{kind:?}: {kills} kills: {}; a sync beside the pool: {}", pauses.figures(), native.figures());
     assert!(kills > 3);
     kept.end();
 }

@@ -291,6 +291,20 @@ mod tests {
         std::mem::forget((guilty, innocent));
     }
 
+    /// Prints what a request pays for its slot; a figure of docs/continuity.md.
+    #[test]
+    #[ignore = "prints a figure"]
+    fn what_a_slot_costs() {
+        let all = slots(&Arc::new(Note::create().unwrap()));
+        let (begun, times) = (Instant::now(), 2_000_000u64);
+        for unique in 1..=times {
+            let slot = all.slot(unique);
+            slot.begin([unique; WORDS]);
+            slot.done(0);
+        }
+        println!("a slot: {} ns", begun.elapsed().as_nanos() / u128::from(times));
+    }
+
     #[test]
     fn no_slot_is_given_twice() {
         let note = Arc::new(Note::create().unwrap());
