@@ -244,11 +244,20 @@ fn a_missing_change_makes_all_volumes_doubtful_until_the_user_decides() {
 #[test]
 fn a_torn_end_of_the_journal_is_no_damage() {
     let bench = Bench::new();
+    // A clone that nobody has synced: the record at the end is all that is known of it.
+    let served = bench.serve();
+    let key = bench.fs.stat(Path::new("base")).unwrap().key;
+    let base = served.pool.volume(key, Path::new("base")).unwrap();
+    let target = served.create("four");
+    served.pool.clone_volume(&base, &target, &CloneOptions::default()).unwrap();
+    drop((base, target));
+    clonefs_release(&served);
+    drop(served);
     let len = std::fs::metadata(bench.path(JOURNAL)).unwrap().len();
     bench.edit(JOURNAL, |bytes| bytes.truncate(len as usize - 9));
-    assert!(bench.problems().is_empty());
-    let good = bench.readable();
-    assert!(good.contains(&"base") && good.contains(&"one"), "{good:?}");
+    assert_eq!(bench.problems(), Vec::<String>::new());
+    assert_eq!(bench.readable(), ALL);
+    assert_eq!(bench.serve().read("four").unwrap(), b"");
 }
 
 #[test]
