@@ -52,8 +52,9 @@ up
 cat >race.pl <<'PL'
 my $end = time + 3;
 my $exchanged = 0;
+my ($one, $other) = ("pool/x", "pool/g");
 # renameat2(AT_FDCWD, .., AT_FDCWD, .., RENAME_EXCHANGE)
-while (time < $end) { $exchanged++ if syscall(316, -100, "pool/x", -100, "pool/g", 2) == 0 }
+while (time < $end) { $exchanged++ if syscall(316, -100, $one, -100, $other, 2) == 0 }
 open my $f, ">", "pool/exchanged"; print $f $exchanged;
 PL
 user perl race.pl &
@@ -93,9 +94,9 @@ user ./clonefs clone mnt/d/base mnt/d/clone
 echo changed | user dd of=mnt/d/base conv=notrunc
 cmp before mnt/d/clone 2>/dev/null || user cmp before mnt/d/clone
 user ./clonefs deepen --wait mnt/d/clone
+user head -c 7 mnt/d/base | grep -x changed
 user ./clonefs unmount mnt
 cmp before pool/d/clone
-head -c 7 pool/d/base | grep -x changed
 "#;
     served("400M", "mkfs.xfs -q -f", &format!("chown 1:1 .\n{script}"));
 }
